@@ -1,0 +1,139 @@
+//! A stored response: an immutable value that many readers share.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use pingora_http::ResponseHeader;
+
+use super::directives;
+use super::freshness::Lifetime;
+
+/// Bytes that an entry costs besides its fields and body: the `Arc`, the map slot, the header table.
+const OVERHEAD_BYTES: u64 = 512;
+
+/// Fields that are not stored: they belong to one connection, or to one answer (RFC 9111 section 3.1), or are written anew for each.
+const NOT_STORED: [&str; 12] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "age",
+    "date",
+    "server",
+];
+
+#[derive(Debug)]
+pub struct Entry {
+    /// Built without the table of original spellings: that halves what a hit costs in clones.
+    pub header: ResponseHeader,
+    pub body: Bytes,
+    pub lifetime: Lifetime,
+    /// What the client may see of Cache-Control, made once.
+    pub client_cache_control: HeaderValue,
+    /// The hash of the request fields that selected this variant.
+    pub variance: Option<[u8; 16]>,
+    /// Variants are found by way of the primary entry and die with it: they carry its number.
+    pub family: u64,
+    pub stored_at: SystemTime,
+    /// Set on a primary entry: all variants stored before this are stale.
+    pub invalidated_at: Option<SystemTime>,
+}
+
+impl Entry {
+    /// `header` as it came from the origin.
+    pub fn new(
+        header: &ResponseHeader,
+        body: Bytes,
+        lifetime: Lifetime,
+        variance: Option<[u8; 16]>,
+        family: u64,
+        now: SystemTime,
+    ) -> Entry {
+        let mut header = stored_header(header);
+        let length = HeaderValue::from(body.len());
+        header.insert_header(http::header::CONTENT_LENGTH, length).expect("a number is a valid field value");
+        let client_cache_control = directives::for_client(&header.headers);
+        Entry { header, body, lifetime, client_cache_control, variance, family, stored_at: now, invalidated_at: None }
+    }
+
+    /// The same response with other times: what a 304 or an invalidation makes of it.
+    pub fn with_lifetime(&self, header: ResponseHeader, lifetime: Lifetime, now: SystemTime) -> Entry {
+        Entry {
+            client_cache_control: directives::for_client(&header.headers),
+            header,
+            body: self.body.clone(),
+            lifetime,
+            variance: self.variance,
+            family: self.family,
+            stored_at: now,
+            invalidated_at: self.invalidated_at,
+        }
+    }
+
+    /// What it costs to keep, in bytes.
+    pub fn weight(&self) -> u64 {
+        let fields: usize =
+            self.header.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
+        (self.body.len() + fields) as u64 + OVERHEAD_BYTES
+    }
+}
+
+/// The fields of a response that may be stored.
+pub fn stored_header(header: &ResponseHeader) -> ResponseHeader {
+    let nominated = nominated(header);
+    let mut stored = ResponseHeader::build_no_case(header.status, Some(header.headers.len() + 8))
+        .expect("the status was valid before");
+    for (name, value) in &header.headers {
+        if !NOT_STORED.contains(&name.as_str()) && !nominated.contains(name) {
+            stored.append_header(name.clone(), value.clone()).expect("the field was valid before");
+        }
+    }
+    stored
+}
+
+/// Fields that `Connection` names belong to one connection as well (RFC 9110 section 7.6.1).
+fn nominated(header: &ResponseHeader) -> Vec<HeaderName> {
+    header
+        .headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::freshness;
+    use std::time::SystemTime;
+
+    #[test]
+    fn what_belongs_to_one_connection_is_not_stored() {
+        let mut header = ResponseHeader::build(200, None).expect("200 is a status");
+        for (name, value) in [
+            ("connection", "x-hop, close"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "chunked"),
+            ("date", "x"),
+            ("age", "7"),
+            ("cache-control", "s-maxage=5"),
+            ("x-kept", "1"),
+        ] {
+            header.append_header(name, value).expect("valid");
+        }
+        let lifetime = freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None);
+        let entry = Entry::new(&header, Bytes::from_static(b"hello"), lifetime, None, 1, SystemTime::UNIX_EPOCH);
+        let mut names: Vec<&str> = entry.header.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["cache-control", "content-length", "x-kept"]);
+        assert_eq!(entry.header.headers["content-length"], "5");
+        assert_eq!(entry.client_cache_control, directives::CLIENT_DEFAULT);
+    }
+}

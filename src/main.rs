@@ -1,0 +1,18 @@
+//! The command line: which command, and its exit status.
+
+use std::process::ExitCode;
+
+use perigee::cli::{self, Command};
+use perigee::server;
+
+/// Measured against the system's allocator in `make bench`: 6 to 10 % less CPU per hit.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match cli::parse().command {
+        Command::Serve { conf } => server::run(&conf),
+        Command::Check { conf } => server::check(&conf),
+        Command::Client(command) => cli::run(&command),
+    }
+}

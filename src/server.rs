@@ -1,0 +1,208 @@
+//! Builds the parts, binds the listeners, runs, and drains.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
+use pingora_core::server::Server;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::services::listening::Service;
+use pingora_proxy::http_proxy;
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::admin::Admin;
+use crate::clock::Clock;
+use crate::conf::Conf;
+use crate::deployment::alias::Registry;
+use crate::exchange;
+use crate::functions::Functions;
+use crate::lock::uncacheable::Uncacheable;
+use crate::lock::{Arbiter, NodeLock};
+use crate::metrics::Metrics;
+use crate::proxy::{Edge, Proxy};
+use crate::reload;
+use crate::storage::Tiers;
+use crate::upstream::Names;
+
+/// What the log shows when `RUST_LOG` does not say. Pingora tells its own errors, and the access lines tell them better.
+const LOG_DEFAULT: &str = "info,pingora_proxy=error,pingora_core=warn";
+
+/// What a connection reads into: 64 KiB would be Pingora's choice, for every idle connection too.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Smaller writes are put together; larger ones go straight to the socket.
+const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+
+impl Edge {
+    /// Builds what all requests share. `runtime` carries the functions and has to outlive the edge.
+    pub fn build(conf: Conf, clock: Clock, runtime: Handle) -> Result<Arc<Edge>, String> {
+        let conf = Arc::new(conf);
+        let metrics = Arc::new(Metrics::default());
+        let registry = Registry::open(conf.clone(), clock.now()).map_err(|error| error.to_string())?;
+        let functions = Functions::new(&conf, runtime, metrics.clone())
+            .map_err(|error| format!("cannot prepare functions: {error}"))?;
+        // Pingora wants these for good: a process has one of each.
+        let tiers: &'static Tiers = Box::leak(Box::new(Tiers::new(conf.cache.memory, conf.threads, clock.clone())));
+        let arbiter: &'static Arbiter =
+            Box::leak(Box::new(Arbiter::new(conf.cache.lock_timeout, tiers, metrics.clone())));
+        Ok(Arc::new(Edge {
+            registry: Arc::new(registry),
+            tiers,
+            lock: Box::leak(Box::new(NodeLock(arbiter))),
+            uncacheable: Box::leak(Box::new(Uncacheable::default())),
+            functions,
+            metrics,
+            names: Names::default(),
+            clock,
+            pod: exchange::pod(&conf.node),
+            in_flight: Arc::default(),
+        }))
+    }
+
+    /// What has to be done about once a second.
+    pub async fn keep_time(self: Arc<Edge>) {
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            ticks.tick().await;
+            self.functions.tick();
+            self.lock.0.table.sweep(Instant::now());
+        }
+    }
+}
+
+/// `perigee check`: every mistake on stderr.
+pub fn check(path: &Path) -> ExitCode {
+    match Conf::load(path) {
+        Ok(_) => {
+            println!("{}: no mistakes", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `perigee serve`: runs until a signal ends it.
+pub fn run(path: &Path) -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(LOG_DEFAULT)).init();
+    match serve(path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("perigee: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(path: &Path) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("background")
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start a runtime: {error}"))?;
+    // Before anything else: a SIGHUP that comes while we start must not kill us.
+    let signals =
+        runtime.block_on(async { Signals::take() }).map_err(|error| format!("cannot take signals: {error}"))?;
+    let conf = Conf::load(path).map_err(|mistakes| mistakes.to_string())?;
+    for address in conf.listen.http.iter().chain(&conf.listen.admin) {
+        can_bind(*address)?;
+    }
+    let listen = conf.listen.clone();
+    let server_conf = ServerConf {
+        threads: conf.threads,
+        work_stealing: true,
+        // `drain` ends the process earlier, as soon as nothing is in flight.
+        grace_period_seconds: Some(conf.grace.as_secs() + 1),
+        graceful_shutdown_timeout_seconds: Some(1),
+        max_retries: 2,
+        upstream_keepalive_pool_size: 1024,
+        ..ServerConf::default()
+    };
+    let grace = conf.grace;
+    let edge = Edge::build(conf, Clock::default(), runtime.handle().clone())?;
+    let mut server = Server::new_with_opt_and_conf(None, server_conf);
+    server.bootstrap();
+    let mut http = Service::new("http".to_owned(), http_proxy(&server.configuration, Proxy(edge.clone())));
+    for address in &listen.http {
+        let buffers = L4BufferSettings::default().read(READ_BUFFER_BYTES).write(WRITE_BUFFER_BYTES);
+        http.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffers));
+    }
+    server.add_service(http);
+    if let Some(address) = listen.admin {
+        let mut admin = Service::new("admin".to_owned(), Admin::new(edge.clone()));
+        admin.threads = Some(1);
+        admin.add_tcp(&address.to_string());
+        server.add_service(admin);
+    }
+    runtime.spawn(edge.clone().keep_time());
+    runtime.spawn(reload::on_signal(edge.clone(), path.to_owned(), signals.hangup));
+    runtime.spawn(drain(edge.clone(), signals.terminate, grace));
+    announce(&edge);
+    server.run(pingora_core::server::RunArgs::default());
+    edge.functions.shut_down();
+    shut_down(runtime);
+    Ok(())
+}
+
+/// The signals that Perigee acts upon by itself; Pingora takes the others.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn take() -> std::io::Result<Signals> {
+        Ok(Signals { hangup: signal(SignalKind::hangup())?, terminate: signal(SignalKind::terminate())? })
+    }
+}
+
+/// Pingora would panic in a thread of its own; this says what is wrong.
+fn can_bind(address: SocketAddr) -> Result<(), String> {
+    TcpListener::bind(address).map(drop).map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+/// After SIGTERM: Pingora closes the listeners and lets requests finish; this ends the process when the last one has, or when the
+/// time is up. (Pingora by itself would sleep through all of the grace time.)
+async fn drain(edge: Arc<Edge>, mut terminate: Signal, grace: Duration) {
+    terminate.recv().await;
+    let deadline = Instant::now() + grace;
+    log::info!("SIGTERM: {} requests in flight, at most {grace:?} for them", edge.in_flight());
+    // A request that was accepted a moment ago has to be seen first.
+    let mut look = tokio::time::interval(Duration::from_millis(100));
+    look.tick().await;
+    loop {
+        look.tick().await;
+        let left = edge.in_flight();
+        if left == 0 || Instant::now() >= deadline {
+            if left > 0 {
+                log::warn!("{left} requests did not end within {grace:?} and are cut");
+            }
+            edge.functions.shut_down();
+            log::info!("done");
+            std::process::exit(0);
+        }
+    }
+}
+
+fn announce(edge: &Edge) {
+    let world = edge.registry.world();
+    for deployment in world.deployments() {
+        let aliases: Vec<String> = world.aliases_of(&deployment.id).into_iter().map(|host| world.url(host)).collect();
+        if !aliases.is_empty() {
+            log::info!("{} ({}) answers at {}", deployment.name, world.url(&deployment.host), aliases.join(", "));
+        }
+    }
+    if let Some(admin) = world.conf.listen.admin {
+        log::info!("admin at http://{admin}");
+    }
+}
+
+fn shut_down(runtime: Runtime) {
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
