@@ -114,16 +114,7 @@ fn serve(path: &Path) -> Result<(), String> {
         can_bind(*address)?;
     }
     let listen = conf.listen.clone();
-    let server_conf = ServerConf {
-        threads: conf.threads,
-        work_stealing: true,
-        // `drain` ends the process earlier, as soon as nothing is in flight.
-        grace_period_seconds: Some(conf.grace.as_secs() + 1),
-        graceful_shutdown_timeout_seconds: Some(1),
-        max_retries: 2,
-        upstream_keepalive_pool_size: 1024,
-        ..ServerConf::default()
-    };
+    let server_conf = pingora_conf(&conf);
     let grace = conf.grace;
     let edge = Edge::build(conf, Clock::default(), runtime.handle().clone())?;
     let mut server = Server::new_with_opt_and_conf(None, server_conf);
@@ -148,6 +139,20 @@ fn serve(path: &Path) -> Result<(), String> {
     edge.functions.shut_down();
     shut_down(runtime);
     Ok(())
+}
+
+/// What Pingora is told. Its own defaults are one thread, 16 tries of a request and 5 minutes of sleep at the end.
+pub fn pingora_conf(conf: &Conf) -> ServerConf {
+    ServerConf {
+        threads: conf.threads,
+        work_stealing: true,
+        // `drain` ends the process earlier, as soon as nothing is in flight.
+        grace_period_seconds: Some(conf.grace.as_secs() + 1),
+        graceful_shutdown_timeout_seconds: Some(1),
+        max_retries: 2,
+        upstream_keepalive_pool_size: 1024,
+        ..ServerConf::default()
+    }
 }
 
 /// The signals that Perigee acts upon by itself; Pingora takes the others.
