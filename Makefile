@@ -1,0 +1,52 @@
+# Perigee. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+CONF ?= conf/local.yaml
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: tools
+tools:
+	@scripts/tools.sh build
+
+.PHONY: build
+build: tools ## Build the release binary (target/release/perigee)
+	$(CARGO) build --release --locked
+
+.PHONY: check
+check: tools ## Formatting and lints, warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+.PHONY: run
+run: build ## Build and start the edge on examples/hello (CONF=FILE for another configuration)
+	target/release/perigee serve -c $(CONF)
+
+.PHONY: test
+test: tools ## All fast tests; installs what they need
+	@scripts/tools.sh test
+	$(CARGO) test --locked
+	node --test tests/launcher/launcher.test.mjs
+
+.PHONY: bench
+bench: build ## CPU per cached hit beside nginx's proxy_cache, in one run (ROUNDS=7, SECONDS_EACH=3)
+	@scripts/tools.sh bench
+	scripts/bench.sh
+
+.PHONY: load
+load: build ## Load examples/hello with oha and show rate, latency and cache states (SECONDS_EACH=5)
+	@scripts/tools.sh load
+	scripts/load.sh
+
+.PHONY: deny
+deny: ## Licences and known vulnerabilities of all dependencies (cargo-deny)
+	@scripts/tools.sh deny
+	cargo deny --locked check bans licenses sources
+
+.PHONY: clean
+clean: ## Remove what was built and what `make run` stored
+	$(CARGO) clean
+	rm -rf data
