@@ -178,7 +178,8 @@ pub fn host_of(authority: &str) -> &str {
     }
 }
 
-fn stamp(pod: &str, now: SystemTime) -> String {
+/// `<5 chars>-<unix ms>-<12 hex>`, different for each request.
+pub fn stamp(pod: &str, now: SystemTime) -> String {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let ms =
         now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0));

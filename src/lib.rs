@@ -9,6 +9,7 @@ pub mod admit;
 pub mod deliver;
 pub mod error;
 pub mod exchange;
+pub mod front;
 pub mod headers;
 pub mod proxy;
 

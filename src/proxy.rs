@@ -23,6 +23,7 @@ use crate::deliver;
 use crate::deployment::alias::Registry;
 use crate::error::Code;
 use crate::exchange::{Exchange, Origin};
+use crate::front::Index;
 use crate::functions::{Functions, NotLent, bridge};
 use crate::headers;
 use crate::lock::claim::{Failure, Verdict};
@@ -34,7 +35,7 @@ use crate::storage::{Arriving, Hit, Tiers};
 use crate::upstream::Names;
 
 /// How long an idle connection of a client is kept. Pingora would keep it for good after the first request.
-const KEEPALIVE_S: u64 = 75;
+pub const KEEPALIVE_S: u64 = 75;
 
 /// A requester may be woken to look again this often: by the arbiter, by a leader, and by each of the ten who go alone.
 const LOCK_RETRIES_MAX: usize = 64;
@@ -48,6 +49,7 @@ pub struct Edge {
     pub functions: Arc<Functions>,
     pub metrics: Arc<Metrics>,
     pub names: Names,
+    pub index: Index,
     pub clock: Clock,
     pub pod: String,
     /// Requests that have begun and not ended, background refreshes included.
@@ -338,7 +340,8 @@ impl ProxyHttp for Proxy {
     async fn logging(&self, session: &mut Session, _: Option<&Error>, exchange: &mut Exchange) {
         let now = Instant::now();
         let status = session.response_written().map_or(0, |header| header.status.as_u16());
-        access::tell(session, exchange, status, now);
+        access::tell(session, exchange, status);
+        self.0.index.keep(&self.0, session, exchange);
         let metrics = &self.0.metrics;
         if let Some(began) = exchange.fetch_began {
             metrics.fetch_seconds.observe(now.saturating_duration_since(began).as_secs_f64());

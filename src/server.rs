@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::conf::Conf;
 use crate::deployment::alias::Registry;
 use crate::exchange;
+use crate::front::{Front, Index};
 use crate::functions::Functions;
 use crate::lock::uncacheable::Uncacheable;
 use crate::lock::{Arbiter, NodeLock};
@@ -56,6 +57,7 @@ impl Edge {
             functions,
             metrics,
             names: Names::default(),
+            index: Index::new(conf.cache.memory),
             clock,
             pod: exchange::pod(&conf.node),
             in_flight: Arc::default(),
@@ -73,10 +75,10 @@ impl Edge {
     }
 }
 
-/// `perigee check`: every mistake on stderr.
+/// `perigee check`: every mistake on stderr, those of the projects that it names too.
 pub fn check(path: &Path) -> ExitCode {
-    match Conf::load(path) {
-        Ok(_) => {
+    match try_out(path) {
+        Ok(()) => {
             println!("{}: no mistakes", path.display());
             ExitCode::SUCCESS
         }
@@ -85,6 +87,14 @@ pub fn check(path: &Path) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Does all that a start would do with a configuration, in a folder that is thrown away.
+fn try_out(path: &Path) -> Result<(), String> {
+    let mut conf = Conf::load(path).map_err(|mistakes| mistakes.to_string())?;
+    let folder = tempfile::tempdir().map_err(|error| format!("cannot make a temporary folder: {error}"))?;
+    conf.data = folder.path().to_owned();
+    Registry::open(Arc::new(conf), std::time::SystemTime::now()).map(drop).map_err(|error| error.to_string())
 }
 
 /// `perigee serve`: runs until a signal ends it.
@@ -119,7 +129,8 @@ fn serve(path: &Path) -> Result<(), String> {
     let edge = Edge::build(conf, Clock::default(), runtime.handle().clone())?;
     let mut server = Server::new_with_opt_and_conf(None, server_conf);
     server.bootstrap();
-    let mut http = Service::new("http".to_owned(), http_proxy(&server.configuration, Proxy(edge.clone())));
+    let proxy = http_proxy(&server.configuration, Proxy(edge.clone()));
+    let mut http = Service::new("http".to_owned(), Front::new(edge.clone(), proxy));
     for address in &listen.http {
         let buffers = L4BufferSettings::default().read(READ_BUFFER_BYTES).write(WRITE_BUFFER_BYTES);
         http.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffers));

@@ -1,5 +1,6 @@
 //! A stored response: an immutable value that many readers share.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -30,6 +31,8 @@ const NOT_STORED: [&str; 12] = [
 
 #[derive(Debug)]
 pub struct Entry {
+    /// No two entries of a process have the same.
+    pub number: u64,
     /// Built without the table of original spellings: that halves what a hit costs in clones.
     pub header: ResponseHeader,
     pub body: Bytes,
@@ -59,12 +62,23 @@ impl Entry {
         let length = HeaderValue::from(body.len());
         header.insert_header(http::header::CONTENT_LENGTH, length).expect("a number is a valid field value");
         let client_cache_control = directives::for_client(&header.headers);
-        Entry { header, body, lifetime, client_cache_control, variance, family, stored_at: now, invalidated_at: None }
+        Entry {
+            number: next_number(),
+            header,
+            body,
+            lifetime,
+            client_cache_control,
+            variance,
+            family,
+            stored_at: now,
+            invalidated_at: None,
+        }
     }
 
     /// The same response with other times: what a 304 or an invalidation makes of it.
     pub fn with_lifetime(&self, header: ResponseHeader, lifetime: Lifetime, now: SystemTime) -> Entry {
         Entry {
+            number: next_number(),
             client_cache_control: directives::for_client(&header.headers),
             header,
             body: self.body.clone(),
@@ -82,6 +96,11 @@ impl Entry {
             self.header.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
         (self.body.len() + fields) as u64 + OVERHEAD_BYTES
     }
+}
+
+fn next_number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(1);
+    NUMBERS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The fields of a response that may be stored.

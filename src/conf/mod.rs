@@ -289,8 +289,10 @@ impl Conf {
             ("listen.http", self.listen.http != new.listen.http),
             ("listen.admin", self.listen.admin != new.listen.admin),
             ("data", self.data != new.data),
+            ("domain", self.domain != new.domain),
             ("cache.memory", self.cache.memory != new.cache.memory),
             ("cache.lock_timeout", self.cache.lock_timeout != new.cache.lock_timeout),
+            ("grace", self.grace != new.grace),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -1310,16 +1312,26 @@ admin: {token: {file: /does/not/exist}}"#,
     fn says_which_changes_need_a_restart() {
         let old = conf("node: a\nthreads: 1");
         assert_eq!(old.needs_restart(&old), Vec::<&str>::new());
-        let reloaded = conf(
-            "node: a\nthreads: 1\ndomain: x\ngrace: 1s\nheaders: [now, vercel]\nfunctions: {idle: 1s}\ndeployments: [{path: a}]",
-        );
+        let reloaded =
+            conf("node: a\nthreads: 1\nheaders: [now, vercel]\nfunctions: {idle: 1s}\ndeployments: [{path: a}]");
         assert_eq!(old.needs_restart(&reloaded), Vec::<&str>::new());
         let all = parse(
-            "region: iad1\nnode: b\nthreads: 2\ndata: x\nlisten: {http: ['127.0.0.1:1'], admin: off}\ncache: {memory: 1MB, lock_timeout: 1s}",
+            "region: iad1\nnode: b\nthreads: 2\ndata: x\ndomain: x\ngrace: 1s\nlisten: {http: ['127.0.0.1:1'], admin: off}\ncache: {memory: 1MB, lock_timeout: 1s}",
         );
         assert_eq!(
             old.needs_restart(&all.unwrap()),
-            ["region", "node", "threads", "listen.http", "listen.admin", "data", "cache.memory", "cache.lock_timeout"]
+            [
+                "region",
+                "node",
+                "threads",
+                "listen.http",
+                "listen.admin",
+                "data",
+                "domain",
+                "cache.memory",
+                "cache.lock_timeout",
+                "grace"
+            ]
         );
     }
 }

@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::store::{self, Made, Refused, Store};
 use super::{Deployment, DeploymentId, Limits};
-use crate::conf::{Conf, Source};
+use crate::conf::{self, Conf, Source};
 
 /// What a request sees of the world.
 pub struct World {
     pub conf: Arc<Conf>,
+    /// Grows with each change.
+    pub generation: u64,
     deployments: HashMap<DeploymentId, Arc<Deployment>>,
     hosts: HashMap<String, Arc<Deployment>>,
     aliases: BTreeMap<String, Alias>,
@@ -110,7 +112,7 @@ impl From<Refused> for Unchanged {
 }
 
 fn limits(conf: &Conf) -> Limits {
-    Limits { max_duration: conf.functions.max_duration, bundle_bytes: conf.functions.bundle }
+    Limits { bundle_bytes: conf.functions.bundle }
 }
 
 impl Registry {
@@ -118,10 +120,10 @@ impl Registry {
     pub fn open(conf: Arc<Conf>, now: SystemTime) -> Result<Registry, Unchanged> {
         let failed = |error: io::Error| Unchanged::Refused(Refused::Io(error.to_string()));
         let store = Store::open(&conf.data, &conf.domain).map_err(failed)?;
-        let deployments = store.load_all(&limits(&conf)).map_err(failed)?;
+        let deployments = store.load_all().map_err(failed)?;
         let aliases = read_aliases(&alias_path(store.root())).map_err(failed)?;
         let deployments = deployments.into_iter().map(|made| (made.deployment.id.clone(), made.deployment)).collect();
-        let world = World { conf: conf.clone(), deployments, hosts: HashMap::new(), aliases };
+        let world = World { conf: conf.clone(), generation: 0, deployments, hosts: HashMap::new(), aliases };
         let registry = Registry { world: ArcSwap::from_pointee(world), store, change: Mutex::new(()) };
         registry.reload(conf, now)?;
         Ok(registry)
@@ -173,7 +175,8 @@ impl Registry {
                     aliases.insert(host.clone(), Alias { deployment: id.clone(), configured: Some(id.clone()) });
                 }
             }
-            deployments.insert(id, deployed.deployment);
+            // One that is there already stays the value that it is: its functions are running.
+            deployments.entry(id).or_insert(deployed.deployment);
         }
         self.publish(conf, deployments, aliases)
     }
@@ -266,7 +269,8 @@ impl Registry {
                 None => log::warn!("the alias {host} points at {}, which is not there", alias.deployment),
             }
         }
-        self.world.store(Arc::new(World { conf, deployments, hosts, aliases }));
+        let generation = self.world.load().generation + 1;
+        self.world.store(Arc::new(World { conf, generation, deployments, hosts, aliases }));
         Ok(())
     }
 }
@@ -281,17 +285,7 @@ fn point(aliases: &mut BTreeMap<String, Alias>, host: String, id: &DeploymentId)
 /// A host name as it is looked up: lower case, no port.
 fn check_host(host: &str) -> Result<String, Unchanged> {
     let lower = host.trim_end_matches('.').to_ascii_lowercase();
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    if lower.is_empty() || lower.len() > 253 || !lower.split('.').all(label) {
-        return Err(Unchanged::Invalid(format!(
-            "{host:?} is not a host name; write it without scheme and port, like www.example.com"
-        )));
-    }
-    Ok(lower)
+    conf::host(&lower).map_err(|why| Unchanged::Invalid(format!("{host:?}, {why}")))
 }
 
 fn alias_path(root: &Path) -> PathBuf {

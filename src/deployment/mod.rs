@@ -11,7 +11,7 @@ pub mod store;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,7 @@ pub struct Deployment {
 }
 
 pub enum Content {
-    Project(Project),
+    Project(Box<Project>),
     Upstream(UpstreamUrl),
 }
 
@@ -52,6 +52,8 @@ pub struct Project {
     pub statics: Vec<StaticFile>,
     pub functions: Vec<Arc<Function>>,
     pub listing: bool,
+    /// No route looks at fields of the request: what answers depends on host, path and query alone.
+    pub plain: bool,
 }
 
 /// One row of the table of static files.
@@ -125,6 +127,14 @@ impl Deployment {
         }
     }
 
+    /// Whether host, path and query decide what answers.
+    pub fn is_plain(&self) -> bool {
+        match &self.content {
+            Content::Project(project) => project.plain,
+            Content::Upstream(_) => true,
+        }
+    }
+
     pub fn kind(&self) -> &'static str {
         match self.content {
             Content::Project(_) => "project",
@@ -136,7 +146,6 @@ impl Deployment {
 /// The limits that a deployment is made under, from the configuration.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    pub max_duration: Duration,
     pub bundle_bytes: u64,
 }
 

@@ -128,11 +128,11 @@ impl Store {
     }
 
     /// Everything that is there. What cannot be read is told and left alone.
-    pub fn load_all(&self, limits: &Limits) -> io::Result<Vec<Made>> {
+    pub fn load_all(&self) -> io::Result<Vec<Made>> {
         let mut found = Vec::new();
         for folder in fs::read_dir(self.root.join("deployments"))? {
             let folder = folder?.path();
-            match self.load(&folder, limits) {
+            match self.load(&folder) {
                 Ok(made) => found.push(made),
                 Err(refused) => log::error!("the deployment in {} cannot be served: {refused}", folder.display()),
             }
@@ -141,7 +141,7 @@ impl Store {
         Ok(found)
     }
 
-    fn load(&self, folder: &Path, limits: &Limits) -> Result<Made, Refused> {
+    fn load(&self, folder: &Path) -> Result<Made, Refused> {
         let path = folder.join("manifest.json");
         let text = fs::read_to_string(&path).map_err(io_error(path.display()))?;
         let manifest: Manifest =
@@ -153,7 +153,7 @@ impl Store {
                 manifest.version
             )));
         }
-        self.make(manifest, &folder.join("files"), limits)
+        self.make(manifest, &folder.join("files"))
     }
 
     /// Deploys an upstream.
@@ -212,7 +212,7 @@ impl Store {
     fn settle(&self, manifest: Manifest, scratch: tempfile::TempDir, limits: &Limits) -> Result<Made, Refused> {
         let place = self.folder(&manifest.id);
         if place.join("manifest.json").exists() {
-            match self.load(&place, limits) {
+            match self.load(&place) {
                 Ok(made) => return Ok(made),
                 Err(refused) => log::warn!("{} is made anew: {refused}", place.display()),
             }
@@ -233,7 +233,7 @@ impl Store {
             File::open(self.root.join("deployments"))?.sync_all()
         };
         write().map_err(io_error(format_args!("keeping the deployment in {}", place.display())))?;
-        self.load(&place, limits)
+        self.load(&place)
     }
 
     /// Takes a deployment off the disk.
@@ -259,7 +259,7 @@ impl Store {
         if mistakes.is_empty() { Ok(()) } else { Err(Refused::Project(mistakes)) }
     }
 
-    fn make(&self, manifest: Manifest, files: &Path, limits: &Limits) -> Result<Made, Refused> {
+    fn make(&self, manifest: Manifest, files: &Path) -> Result<Made, Refused> {
         let (read, upstream) = read_project(&manifest, files)?;
         let created = SystemTime::UNIX_EPOCH + Duration::from_millis(manifest.created_ms);
         let host = format!("{}-{}.{}", manifest.name, manifest.uid, self.domain);
@@ -273,10 +273,11 @@ impl Store {
                 let functions = read
                     .functions
                     .iter()
-                    .map(|spec| Arc::new(Function::new(&manifest.id, &host, spec, &read, files, limits.max_duration)))
+                    .map(|spec| Arc::new(Function::new(&manifest.id, &host, spec, &read, files)))
                     .collect();
-                let project = Project { router, outputs, statics, functions, listing: read.listing };
-                (Content::Project(project), read.aliases, read.warnings)
+                let plain = read.routes.iter().all(|route| route.has.is_empty() && route.missing.is_empty());
+                let project = Project { router, outputs, statics, functions, listing: read.listing, plain };
+                (Content::Project(Box::new(project)), read.aliases, read.warnings)
             }
             (None, None) => return Err(Refused::Io("the manifest names neither files nor an upstream".to_owned())),
         };

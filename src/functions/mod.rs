@@ -40,7 +40,8 @@ pub struct Function {
     pub entry: PathBuf,
     /// The folder that it runs in.
     pub root: PathBuf,
-    pub max_duration: Duration,
+    /// What the project asks for; the configuration's limit holds as well.
+    max_duration: Option<Duration>,
     pub breaker: Breaker,
     env: Vec<(String, String)>,
     deployment: DeploymentId,
@@ -48,20 +49,13 @@ pub struct Function {
 }
 
 impl Function {
-    pub fn new(
-        id: &DeploymentId,
-        host: &str,
-        spec: &FunctionSpec,
-        project: &Project,
-        files: &Path,
-        max_duration: Duration,
-    ) -> Function {
+    pub fn new(id: &DeploymentId, host: &str, spec: &FunctionSpec, project: &Project, files: &Path) -> Function {
         Function {
             key: format!("{id} {}", spec.path).into(),
             path: spec.path.clone(),
             entry: files.join(&spec.entry),
             root: files.to_owned(),
-            max_duration: spec.max_duration_s.map_or(max_duration, |s| Duration::from_secs(s).min(max_duration)),
+            max_duration: spec.max_duration_s.map(Duration::from_secs),
             breaker: Breaker::default(),
             env: project.env.clone(),
             deployment: id.clone(),
@@ -110,7 +104,7 @@ pub struct Functions {
     /// End what runs too long, by instance.
     watchdogs: Mutex<HashMap<InstanceId, AbortHandle>>,
     numbers: AtomicU64,
-    node: Mutex<PathBuf>,
+    limits: Mutex<conf::Functions>,
     region: String,
     folder: tempfile::TempDir,
     runtime: Handle,
@@ -129,7 +123,7 @@ impl Functions {
             known: Mutex::default(),
             watchdogs: Mutex::default(),
             numbers: AtomicU64::new(1),
-            node: Mutex::new(conf.functions.node.clone()),
+            limits: Mutex::new(conf.functions.clone()),
             region: conf.region.clone(),
             folder,
             runtime,
@@ -140,7 +134,7 @@ impl Functions {
     /// Takes on new limits.
     pub fn reconfigure(&self, conf: &conf::Functions) {
         self.pool.lock().set_bounds(bounds(conf));
-        *self.node.lock() = conf.node.clone();
+        *self.limits.lock() = conf.clone();
     }
 
     /// Lends an instance, starting one if need be.
@@ -148,7 +142,7 @@ impl Functions {
         let ticket = Ticket(self.numbers.fetch_add(1, Ordering::Relaxed));
         let (sender, mut receiver) = oneshot::channel();
         self.tickets.lock().insert(ticket, sender);
-        self.known.lock().entry(function.key.clone()).or_insert_with(|| function.clone());
+        self.known.lock().insert(function.key.clone(), function.clone());
         let mut asking = Asking { functions: self, ticket, function, over: false };
         self.apply(Event::Ask { ticket, function: function.key.clone() });
         let told = tokio::time::timeout(QUEUE_WAIT_MAX, &mut receiver).await;
@@ -157,7 +151,7 @@ impl Functions {
             Ok(Ok(Ok(id))) => {
                 let instance = self.instances.lock().get(&id).cloned();
                 match instance {
-                    Some(instance) => Ok(Loan::new(self.clone(), instance)),
+                    Some(instance) => Ok(Loan::new(self.clone(), instance, self.limit(function))),
                     None => Err(NotLent::StartFailed),
                 }
             }
@@ -169,12 +163,19 @@ impl Functions {
         }
     }
 
+    /// How long an invocation of this function may take.
+    fn limit(&self, function: &Function) -> Duration {
+        let most = self.limits.lock().max_duration;
+        function.max_duration.map_or(most, |own| own.min(most))
+    }
+
     pub fn census(&self) -> Census {
         self.pool.lock().census()
     }
 
     /// Stops the instances of a deployment that is gone.
     pub fn retire(self: &Arc<Functions>, deployment: &DeploymentId) {
+        self.known.lock().retain(|_, function| function.deployment != *deployment);
         self.apply(Event::Retire { deployment: deployment.0.clone() });
     }
 
@@ -238,7 +239,7 @@ impl Functions {
     /// The life of one instance.
     async fn run(self: Arc<Functions>, id: InstanceId, function: Arc<Function>) {
         let began = Instant::now();
-        let node = self.node.lock().clone();
+        let node = self.limits.lock().node.clone();
         let launcher = self.folder.path().join("launcher.mjs");
         let setting = Setting { node: &node, launcher: &launcher, sockets: self.folder.path(), region: &self.region };
         match instance::start(id, function.clone(), &setting) {
@@ -335,26 +336,35 @@ pub struct Loan {
     instance: Arc<Instance>,
     invocation: String,
     began: Instant,
+    limit: Duration,
     sent: bool,
     timed_out: Arc<AtomicBool>,
 }
 
 impl Loan {
-    fn new(functions: Arc<Functions>, instance: Arc<Instance>) -> Loan {
+    fn new(functions: Arc<Functions>, instance: Arc<Instance>, limit: Duration) -> Loan {
         let number = functions.numbers.fetch_add(1, Ordering::Relaxed);
         let timed_out = Arc::new(AtomicBool::new(false));
         let watchdog = functions.runtime.spawn({
             let (instance, timed_out) = (instance.clone(), timed_out.clone());
             async move {
-                tokio::time::sleep(instance.function.max_duration).await;
+                tokio::time::sleep(limit).await;
                 timed_out.store(true, Ordering::Release);
-                log::error!(target: "function", "{} instance={} ran longer than {:?}", instance.function.key, instance.id.0, instance.function.max_duration);
+                log::error!(target: "function", "{} instance={} ran longer than {limit:?}", instance.function.key, instance.id.0);
                 instance.kill();
             }
         });
         // Stays after the loan: work that goes on after the answer has the rest of the time limit.
         functions.watchdogs.lock().insert(instance.id, watchdog.abort_handle());
-        Loan { functions, instance, invocation: number.to_string(), began: Instant::now(), sent: false, timed_out }
+        Loan {
+            functions,
+            instance,
+            invocation: number.to_string(),
+            began: Instant::now(),
+            limit,
+            sent: false,
+            timed_out,
+        }
     }
 
     pub fn socket(&self) -> &str {
@@ -366,7 +376,7 @@ impl Loan {
     }
 
     pub fn max_duration(&self) -> Duration {
-        self.instance.function.max_duration
+        self.limit
     }
 
     /// From now on the function may be at it.

@@ -3,3 +3,8 @@
 mod support;
 
 mod caching;
+mod collapse;
+mod functions;
+mod headers;
+mod routing;
+mod static_files;

@@ -9,15 +9,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use perigee::admit;
+use perigee::cache::key::Key;
 use perigee::clock::Clock;
 use perigee::conf::Conf;
+use perigee::exchange::Exchange;
+use perigee::front::Front;
 use perigee::proxy::{Edge, Proxy};
+use perigee::storage::Purge;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::l4::stream::Stream;
+use pingora_http::RequestHeader;
 use pingora_proxy::http_proxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 
 /// A node with real sockets, in this process so that its clock can be moved.
 pub struct Node {
@@ -44,7 +51,7 @@ impl Node {
             .await
             .expect("no panic");
         tokio::spawn(edge.clone().keep_time());
-        let proxy = Arc::new(http_proxy(&server_conf, Proxy(edge.clone())));
+        let proxy = Arc::new(Front::new(edge.clone(), http_proxy(&server_conf, Proxy(edge.clone()))));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = watch::channel(false);
@@ -122,9 +129,36 @@ impl Node {
         answers
     }
 
+    /// Begins a GET whose answer can be watched as it comes.
+    pub async fn begin(&self, host: &str, path: &str) -> Reading {
+        Reading::begin(self.address, host, path).await
+    }
+
     /// Waits until something is so; fails after ten seconds.
     pub async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
         until(what, is_so).await;
+    }
+
+    /// Waits until nobody is being served and nothing is refreshed any more.
+    pub async fn idle(&self) {
+        until("nothing in flight", || self.edge.in_flight() == 0).await;
+    }
+
+    /// The cache key of a GET for a URL (`http://host/path`).
+    pub fn key(&self, url: &str) -> Key {
+        let (scheme, rest) = url.split_once("://").expect("a scheme");
+        let slash = rest.find('/').expect("a path");
+        let mut request = RequestHeader::build("GET", &rest.as_bytes()[slash..], None).expect("a request");
+        request.insert_header("host", &rest[..slash]).expect("a host");
+        let mut exchange = Exchange::begin(self.edge.registry.world().clone(), &self.edge.pod, self.clock.now());
+        exchange.scheme = if scheme == "https" { "https" } else { "http" };
+        admit::consider(&request, &mut exchange);
+        exchange.key.expect("a request that goes through the cache")
+    }
+
+    /// Takes a URL out of service with all its variants.
+    pub fn purge(&self, url: &str, how: Purge) -> bool {
+        self.edge.tiers.purge(&self.key(url), how)
     }
 }
 
@@ -135,6 +169,22 @@ pub async fn until(what: &str, is_so: impl Fn() -> bool) {
         assert!(began.elapsed() < Duration::from_secs(10), "did not come about: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The same for what takes a request to find out; fails after twenty seconds.
+pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+    let began = Instant::now();
+    while !is_so().await {
+        assert!(began.elapsed() < Duration::from_secs(20), "did not come about: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether a process runs. One that has ended and that nobody has asked about is not counted.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it, in parentheses, may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 pub fn conf(dir: &Path, yaml: &str) -> Conf {
@@ -271,6 +321,59 @@ fn dechunk(mut bytes: &[u8]) -> (Vec<u8>, bool) {
     }
 }
 
+/// An answer that is still coming. Dropped, the client has left in the middle.
+pub struct Reading {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Reading {
+    pub async fn begin(address: SocketAddr, host: &str, path: &str) -> Reading {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        let text = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.expect("sent");
+        Reading { stream, received: Vec::new() }
+    }
+
+    /// Reads until this text has come; fails after ten seconds, or when the answer ends before.
+    pub async fn until(&mut self, text: &str) {
+        let has_come = async {
+            while !self.received.windows(text.len()).any(|window| window == text.as_bytes()) {
+                let read = self.stream.read_buf(&mut self.received).await.expect("more of the answer");
+                assert!(read > 0, "ended before {text:?}: {}", String::from_utf8_lossy(&self.received));
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(10), has_come).await;
+        assert!(in_time.is_ok(), "did not come: {text:?}");
+    }
+
+    pub async fn finish(mut self) -> Answer {
+        let read = tokio::time::timeout(Duration::from_secs(60), self.stream.read_to_end(&mut self.received)).await;
+        assert!(read.is_ok(), "the answer did not end");
+        parse(&self.received, false)
+    }
+}
+
+/// Keeps an origin from going on until the test opens it. Clones are the same gate.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<Semaphore>);
+
+impl Default for Gate {
+    fn default() -> Gate {
+        Gate(Arc::new(Semaphore::new(0)))
+    }
+}
+
+impl Gate {
+    pub fn open(&self) {
+        self.0.close();
+    }
+
+    async fn pass(&self) {
+        let _ = self.0.acquire().await;
+    }
+}
+
 /// How an origin answers.
 #[derive(Debug, Clone)]
 pub struct Reply {
@@ -281,6 +384,9 @@ pub struct Reply {
     pub delay: Duration,
     /// Between the two halves of the body.
     pub pause: Duration,
+    /// What has to be opened before the header is sent, and before the second half of the body.
+    pub gate: Option<Gate>,
+    pub gate_midway: Option<Gate>,
     pub framing: Framing,
 }
 
@@ -307,6 +413,8 @@ impl Reply {
             body: body.into(),
             delay: Duration::ZERO,
             pause: Duration::ZERO,
+            gate: None,
+            gate_midway: None,
             framing: Framing::Length,
         }
     }
@@ -332,6 +440,16 @@ impl Reply {
 
     pub fn pausing(mut self, ms: u64) -> Reply {
         self.pause = Duration::from_millis(ms);
+        self
+    }
+
+    pub fn held(mut self, gate: &Gate) -> Reply {
+        self.gate = Some(gate.clone());
+        self
+    }
+
+    pub fn held_midway(mut self, gate: &Gate) -> Reply {
+        self.gate_midway = Some(gate.clone());
         self
     }
 
@@ -365,6 +483,7 @@ impl Seen {
 pub struct Origin {
     pub address: SocketAddr,
     shared: Arc<Mutex<Shared>>,
+    accepting: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -380,15 +499,26 @@ impl Origin {
         let address = listener.local_addr().expect("an address");
         let shared: Arc<Mutex<Shared>> = Arc::default();
         let serving = shared.clone();
-        tokio::spawn(async move {
+        let accepting = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let shared = serving.clone();
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     let _ = serve(stream, shared).await;
                 });
+                while connections.try_join_next().is_some() {}
             }
         });
-        Origin { address, shared }
+        Origin { address, shared, accepting: Mutex::new(Some(accepting)) }
+    }
+
+    /// Ends all connections and refuses new ones.
+    pub async fn stop(&self) {
+        let accepting = self.accepting.lock().take();
+        if let Some(accepting) = accepting {
+            accepting.abort();
+            let _ = accepting.await;
+        }
     }
 
     /// How it answers for a path (without the query) from now on.
@@ -457,9 +587,19 @@ async fn serve(mut stream: TcpStream, shared: Arc<Mutex<Shared>>) -> io::Result<
             }
         };
         tokio::time::sleep(reply.delay).await;
+        if let Some(gate) = &reply.gate {
+            gate.pass().await;
+        }
         if !answer(&mut stream, &reply, head).await? || close {
             return Ok(());
         }
+    }
+}
+
+async fn midway(reply: &Reply) {
+    tokio::time::sleep(reply.pause).await;
+    if let Some(gate) = &reply.gate_midway {
+        gate.pass().await;
     }
 }
 
@@ -497,24 +637,24 @@ async fn answer(stream: &mut TcpStream, reply: &Reply, head: bool) -> io::Result
     match reply.framing {
         Framing::Chunked => {
             stream.write_all(&chunk(first)).await?;
-            tokio::time::sleep(reply.pause).await;
+            midway(reply).await;
             stream.write_all(&chunk(second)).await?;
             stream.write_all(b"0\r\n\r\n").await?;
             Ok(true)
         }
         Framing::CutChunked => {
             stream.write_all(&chunk(first)).await?;
-            tokio::time::sleep(reply.pause).await;
+            midway(reply).await;
             Ok(false)
         }
         Framing::CutLength => {
             stream.write_all(first).await?;
-            tokio::time::sleep(reply.pause).await;
+            midway(reply).await;
             Ok(false)
         }
         _ => {
             stream.write_all(first).await?;
-            tokio::time::sleep(reply.pause).await;
+            midway(reply).await;
             stream.write_all(second).await?;
             Ok(reply.framing != Framing::Close)
         }
