@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
-use pingora_core::server::Server;
-use pingora_core::server::configuration::ServerConf;
-use pingora_core::services::listening::Service;
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
+use pingora::server::Server;
+use pingora::server::configuration::ServerConf;
+use pingora::services::listening::Service;
 use pingora_proxy::http_proxy;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -146,7 +146,7 @@ fn serve(path: &Path) -> Result<(), String> {
     runtime.spawn(reload::on_signal(edge.clone(), path.to_owned(), signals.hangup));
     runtime.spawn(drain(edge.clone(), signals.terminate, grace));
     announce(&edge);
-    server.run(pingora_core::server::RunArgs::default());
+    server.run(pingora::server::RunArgs::default());
     edge.functions.shut_down();
     shut_down(runtime);
     Ok(())

@@ -162,7 +162,9 @@ impl Client {
         let refusal: Refusal = serde_json::from_slice(body).map_err(|_| not_understood())?;
         let Reason { code, message } = refusal.error;
         let message = if message.is_empty() { code } else { message };
-        Err(Failure::Refused { message: printable(&message) })
+        // Lines stay lines: a node tells one mistake in each.
+        let lines: Vec<String> = message.lines().map(printable).collect();
+        Err(Failure::Refused { message: lines.join("\n") })
     }
 
     fn failure(&self, error: ureq::Error) -> Failure {

@@ -4,10 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::OnceLock;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use once_cell::sync::OnceCell;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -28,7 +28,7 @@ pub struct Instance {
     /// Where it listens for invocations.
     pub socket: String,
     group: Pid,
-    ended: OnceLock<Option<ExitStatus>>,
+    ended: OnceCell<Option<ExitStatus>>,
     end: tokio::sync::Notify,
 }
 
@@ -116,7 +116,7 @@ pub fn start(id: InstanceId, function: Arc<Function>, setting: &Setting<'_>) -> 
         function,
         socket: socket.to_string_lossy().into_owned(),
         group: Pid::from_raw(pid),
-        ended: OnceLock::new(),
+        ended: OnceCell::new(),
         end: tokio::sync::Notify::new(),
     };
     Ok(Started { instance: Arc::new(instance), child, control, control_path })
