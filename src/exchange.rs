@@ -68,6 +68,8 @@ pub struct Exchange {
     pub stored: Option<(Arc<Entry>, Lifetime)>,
     pub lifetime: Option<Lifetime>,
     pub not_stored: Option<NotStored>,
+    /// The fields of the 304 that validated the stored response.
+    pub validation: Option<HeaderMap>,
     pub outcome: Option<Outcome>,
 
     pub loan: Option<Loan>,
@@ -114,6 +116,7 @@ impl Exchange {
             stored: None,
             lifetime: None,
             not_stored: None,
+            validation: None,
             outcome: None,
             loan: None,
             failure: None,

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderName, HeaderValue};
 use pingora_error::Result;
-use pingora_http::RequestHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 
+use crate::cache::entry;
 use crate::error::Code;
 use crate::exchange::{Exchange, Origin};
 
@@ -138,6 +139,52 @@ pub fn wants_revalidation(headers: &HeaderMap) -> bool {
     headers.get_all(http::header::PRAGMA).iter().any(|value| {
         value.as_bytes().split(|b| *b == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(b"no-cache"))
     })
+}
+
+/// `If-None-Match: *`: nothing is wanted if there is anything (RFC 9110 section 13.1.2). Pingora answers it only where there is an etag.
+pub fn asks_for_none_at_all(headers: &HeaderMap) -> bool {
+    headers.get(http::header::IF_NONE_MATCH).is_some_and(|value| value.as_bytes().trim_ascii() == b"*")
+}
+
+/// Fields that belong to the connection with the origin and end with it (RFC 9110 section 7.6.1).
+const HOP_BY_HOP: [&str; 4] = ["keep-alive", "proxy-connection", "te", "trailer"];
+
+/// Takes out what an origin said about its connection, and what it said that it said about it.
+pub fn drop_hop_by_hop(response: &mut ResponseHeader) {
+    for name in entry::nominated(response) {
+        // The framing and the change of the protocol are Pingora's to translate.
+        if !matches!(name.as_str(), "transfer-encoding" | "content-length" | "upgrade" | "close") {
+            response.remove_header(&name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        response.remove_header(name);
+    }
+}
+
+/// A stored response with the fields that a 304 brought (RFC 9111 section 3.2): all but those that describe the body it came without, and
+/// but `Vary`, by which it was found. Pingora takes over a few by name.
+pub fn validated(stored: &ResponseHeader, fields: &HeaderMap) -> ResponseHeader {
+    const KEPT: [&str; 9] = [
+        "content-length",
+        "content-encoding",
+        "content-type",
+        "content-range",
+        "transfer-encoding",
+        "connection",
+        "vary",
+        "date",
+        "server",
+    ];
+    let mut response = stored.clone();
+    for name in fields.keys().filter(|name| !KEPT.contains(&name.as_str())) {
+        response.remove_header(name);
+        for value in fields.get_all(name) {
+            // Both came from valid responses; one that is too many is not worth an error.
+            let _ = response.append_header(name.clone(), value.clone());
+        }
+    }
+    response
 }
 
 #[cfg(test)]

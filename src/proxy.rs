@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::StatusCode;
 use pingora_cache::key::{CacheKey, HashBinary};
 use pingora_cache::{CacheMeta, CacheOptionOverrides, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora_core::modules::http::HttpModules;
@@ -147,6 +148,16 @@ impl ProxyHttp for Proxy {
         Ok(None)
     }
 
+    fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        _: &mut Exchange,
+    ) -> Result<bool> {
+        Ok(headers::asks_for_none_at_all(&session.req_header().headers)
+            || pingora_core::protocols::http::conditional_filter::not_modified_filter(session.req_header(), response))
+    }
+
     async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         exchange.stored = None;
         if let Some(claim) = &exchange.claim
@@ -240,6 +251,10 @@ impl ProxyHttp for Proxy {
                 response.set_status(status)?;
             }
         }
+        headers::drop_hop_by_hop(response);
+        if response.status == StatusCode::NOT_MODIFIED {
+            exchange.validation = Some(response.headers.iter().map(|(n, v)| (n.clone(), v.clone())).collect());
+        }
         Ok(())
     }
 
@@ -249,6 +264,8 @@ impl ProxyHttp for Proxy {
         response: &ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<RespCacheable> {
+        let validated = exchange.validation.take().map(|fields| headers::validated(response, &fields));
+        let response = validated.as_ref().unwrap_or(response);
         let status = response.status.as_u16();
         Ok(match policy::response(self.0.clock.now(), status, &response.headers, &exchange.route_fields) {
             Ok(lifetime) => {

@@ -117,7 +117,7 @@ pub fn stored_header(header: &ResponseHeader) -> ResponseHeader {
 }
 
 /// Fields that `Connection` names belong to one connection as well (RFC 9110 section 7.6.1).
-fn nominated(header: &ResponseHeader) -> Vec<HeaderName> {
+pub fn nominated(header: &ResponseHeader) -> Vec<HeaderName> {
     header
         .headers
         .get_all(http::header::CONNECTION)

@@ -184,9 +184,9 @@ impl Functions {
         self.apply(Event::Tick);
     }
 
-    /// Ends all instances. Nothing is lent afterwards that was not before.
-    pub fn shut_down(&self) {
-        self.instances.lock().values().for_each(|instance| instance.kill());
+    /// Ends all instances; nothing is lent and nothing starts any more.
+    pub fn shut_down(self: &Arc<Functions>) {
+        self.apply(Event::Close);
     }
 
     fn apply(self: &Arc<Functions>, event: Event) {

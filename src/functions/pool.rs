@@ -65,6 +65,8 @@ pub enum Event {
     },
     /// Time has passed.
     Tick,
+    /// It is all over: nothing is started and nothing is lent any more.
+    Close,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,7 @@ pub struct Pool {
     instances: BTreeMap<InstanceId, Instance>,
     functions: HashMap<FunctionKey, Function>,
     next: u64,
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -127,7 +130,7 @@ pub struct Census {
 
 impl Pool {
     pub fn new(bounds: Bounds) -> Pool {
-        Pool { bounds, instances: BTreeMap::new(), functions: HashMap::new(), next: 0 }
+        Pool { bounds, instances: BTreeMap::new(), functions: HashMap::new(), next: 0, closed: false }
     }
 
     /// New bounds hold from the next event on; instances beyond them are not stopped for it.
@@ -176,11 +179,16 @@ impl Pool {
             Event::Exited(id) => self.exited(id, now, &mut actions),
             Event::Retire { deployment } => self.retire(&deployment, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
+            Event::Close => self.close(&mut actions),
         }
         actions
     }
 
     fn ask(&mut self, ticket: Ticket, key: FunctionKey, now: Instant, actions: &mut Vec<Action>) {
+        if self.closed {
+            actions.push(Action::Refuse { ticket, refusal: Refusal::Retired });
+            return;
+        }
         let function = self.functions.entry(key.clone()).or_default();
         if let Some(id) = function.idle.pop() {
             self.lend(ticket, id, actions);
@@ -344,6 +352,19 @@ impl Pool {
                 actions.push(Action::Refuse { ticket, refusal: Refusal::Retired });
             }
         }
+        for id in ids {
+            self.stop(id, actions);
+        }
+    }
+
+    fn close(&mut self, actions: &mut Vec<Action>) {
+        self.closed = true;
+        for function in self.functions.values_mut() {
+            for ticket in function.waiting.drain(..) {
+                actions.push(Action::Refuse { ticket, refusal: Refusal::Retired });
+            }
+        }
+        let ids: Vec<InstanceId> = self.instances.keys().copied().collect();
         for id in ids {
             self.stop(id, actions);
         }
@@ -515,6 +536,17 @@ mod tests {
         s.at(2, Event::Condemn(id(2)), &[]);
         s.at(2, Event::ClientDone(id(2)), &[]);
         s.at(3, ask(3, "a"), &["start 3 a"]);
+    }
+
+    #[test]
+    fn after_the_end_nothing_starts() {
+        let mut s = Script::new(Bounds { instances_max: 1, ..BOUNDS });
+        s.at(0, ask(1, "a"), &["start 1 a"]);
+        s.at(0, Event::Ready(id(1)), &["lend 1 1"]);
+        s.at(0, ask(2, "a"), &[]);
+        s.at(1, Event::Close, &["refuse 2 Retired", "stop 1"]);
+        s.at(1, Event::Exited(id(1)), &[]);
+        s.at(2, ask(3, "a"), &["refuse 3 Retired"]);
     }
 
     #[test]

@@ -432,7 +432,7 @@ impl HandleMiss for Filling {
         if let Some(body) = body
             && !self.tiers.was_purged(&self.primary, self.purges_seen)
         {
-            let entry = Entry::new(
+            let mut entry = Entry::new(
                 &self.fill.header,
                 body,
                 self.fill.lifetime,
@@ -440,6 +440,13 @@ impl HandleMiss for Filling {
                 self.fill.family,
                 self.tiers.clock.now(),
             );
+            // A refresh of the primary entry is none of its variants.
+            if self.primary == self.slot
+                && let Some(before) = self.tiers.memory.peek(&self.slot)
+                && before.family == entry.family
+            {
+                entry.invalidated_at = before.invalidated_at;
+            }
             self.tiers.memory.insert(self.slot, Arc::new(entry));
         }
         self.leave_the_table();

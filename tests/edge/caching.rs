@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use perigee::storage::Purge;
 
-use crate::support::{Answer, Framing, Gate, Node, Origin, Reply, conf, raw, write_files};
+use crate::support::{Answer, Framing, Gate, Node, Origin, Reading, Reply, conf, raw, write_files};
 
 const SHOP: &str = "shop.test";
 const YEAR_S: u64 = 31_536_000;
@@ -351,10 +351,11 @@ async fn another_deployment_has_entries_of_its_own() {
     let node = Node::start(&yaml).await;
     assert_eq!(node.get("one.test", "/a").await.text(), "one");
     assert_eq!(node.get("one.test", "/a").await.cache(), "HIT");
-    node.edge.registry.alias("one.test", "two").expect("pointed elsewhere");
+    let before = node.edge.registry.world().find("one.test").expect("a deployment").id.0.clone();
+    node.edge.registry.alias("one.test", "two.test").expect("pointed elsewhere");
     let after = node.get("one.test", "/a").await;
     assert_eq!((after.cache(), after.text().as_str()), ("MISS", "two"));
-    node.edge.registry.alias("one.test", "one").expect("rolled back");
+    node.edge.registry.alias("one.test", &before).expect("rolled back");
     let back = node.get("one.test", "/a").await;
     assert_eq!((back.cache(), back.text().as_str()), ("HIT", "one"));
 }
@@ -574,17 +575,17 @@ async fn a_conditional_request_that_finds_nothing_stores_the_whole_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_entry_is_validated_with_the_origin() {
     let origin = Origin::start().await;
-    origin.on("/a", Reply::cached("hello", "s-maxage=10").field("etag", "\"v1\"").field("x-turn", "1"));
+    origin.on("/a", Reply::cached("hello", "s-maxage=10").field("etag", "\"v1\""));
     let node = Node::before(&origin).await;
     node.get(SHOP, "/a").await;
     advance(&node, 20).await;
-    origin.on("/a", Reply::cached("hello", "s-maxage=1000").field("etag", "\"v1\"").field("x-turn", "2"));
+    origin.on("/a", Reply::cached("hello", "s-maxage=1000").field("etag", "\"v1\""));
     let validated = node.get(SHOP, "/a").await;
     assert_eq!((validated.status, validated.cache(), validated.text().as_str()), (200, "MISS", "hello"));
     assert_eq!(origin.last("/a").field("if-none-match"), Some("\"v1\""));
     advance(&node, 500).await;
     let hit = node.get(SHOP, "/a").await;
-    assert_eq!((hit.cache(), hit.text().as_str(), hit.field("x-turn")), ("HIT", "hello", Some("2")));
+    assert_eq!((hit.cache(), hit.text().as_str()), ("HIT", "hello"));
     assert_eq!(hit.field("content-length"), Some("5"));
     assert_eq!(origin.calls("/a"), 2);
 }
@@ -602,6 +603,187 @@ async fn a_validation_that_forbids_storing_removes_the_entry() {
         assert_eq!((answer.status, answer.cache(), answer.text().as_str()), (200, "MISS", "hello"));
         assert_eq!(origin.calls("/a"), turn);
         node.idle().await;
+    }
+}
+
+/// RFC 9111 section 4.3.4.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_validation_updates_the_stored_fields() {
+    let origin = Origin::start().await;
+    let node = Node::before(&origin).await;
+    let reply = |turn: &str| {
+        Reply::cached("hello", "s-maxage=10").field("etag", "\"v1\"").field("x-turn", turn).field("x-kept", "1")
+    };
+    origin.on("/a", reply("1"));
+    node.get(SHOP, "/a").await;
+    advance(&node, 20).await;
+    origin.on("/a", reply("2"));
+    node.get(SHOP, "/a").await;
+    node.idle().await;
+    let hit = node.get(SHOP, "/a").await;
+    assert_eq!((hit.cache(), hit.text().as_str()), ("HIT", "hello"));
+    assert_eq!((hit.field("x-kept"), hit.field("x-turn")), (Some("1"), Some("2")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_validation_is_governed_by_the_targeted_fields_that_it_brings() {
+    for name in ["cache-control", "cdn-cache-control", "vercel-cdn-cache-control"] {
+        let origin = Origin::start().await;
+        let node = Node::before(&origin).await;
+        origin.on("/a", Reply::ok("hello").field(name, "max-age=10, public").field("etag", "\"v1\""));
+        node.get(SHOP, "/a").await;
+        advance(&node, 20).await;
+        origin.on("/a", Reply::ok("hello").field(name, "no-store").field("etag", "\"v1\""));
+        assert_eq!(node.get(SHOP, "/a").await.text(), "hello");
+        node.idle().await;
+        let next = node.get(SHOP, "/a").await;
+        assert_eq!((next.cache(), origin.calls("/a")), ("MISS", 3), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_all_kinds_leave_a_connection_usable() {
+    let origin = Origin::start().await;
+    origin.on("/a", Reply::cached("hello", "s-maxage=60").field("etag", "\"v1\""));
+    origin.on("/chunked", Reply::cached("streamed", "s-maxage=60").framing(Framing::Chunked));
+    origin.on("/not", Reply::ok("uncached"));
+    origin.on("/404", Reply::ok("missing").status(404));
+    let node = Node::before(&origin).await;
+    let mut connection = Reading::connect(node.address).await;
+    for (method, path, lines, end) in [
+        ("GET", "/a", "", "\r\n\r\nhello"),
+        ("HEAD", "/a", "", "\r\n\r\n"),
+        ("GET", "/a", "If-None-Match: \"v1\"\r\n", "\r\n\r\n"),
+        ("GET", "/a", "", "\r\n\r\nhello"),
+        ("POST", "/a", "Content-Length: 0\r\n", "hello"),
+        ("HEAD", "/chunked", "", "\r\n\r\n"),
+        ("GET", "/chunked", "", "streamed"),
+        ("GET", "/not", "", "uncached"),
+        ("HEAD", "/not", "", "\r\n\r\n"),
+        ("GET", "/404", "", "missing"),
+    ] {
+        connection.ask(method, SHOP, path, lines).await;
+        connection.until(end).await;
+        node.idle().await;
+    }
+    connection.ask("GET", SHOP, "/a", "Connection: close\r\n").await;
+    let last = connection.finish().await;
+    assert_eq!((last.status, last.cache(), last.text().as_str(), last.complete), (200, "HIT", "hello", true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_the_last_of_its_connection_says_so() {
+    let origin = Origin::start().await;
+    origin.on("/reset", Reply::ok("").framing(Framing::Reset));
+    origin.on("/503", Reply::ok("broken").status(503));
+    let node = Node::before(&origin).await;
+    for (host, path, end) in
+        [(SHOP, "/reset", "ROUTER_EXTERNAL_TARGET_ERROR\n\n"), (SHOP, "/503", "broken"), ("nobody.test", "/", "sfo1:")]
+    {
+        let mut connection = Reading::connect(node.address).await;
+        connection.ask("GET", host, path, "").await;
+        connection.until(end).await;
+        if !connection.is_last() {
+            connection.ask("GET", SHOP, "/unknown", "Connection: close\r\n").await;
+            assert_eq!(connection.finish().await.status, 404, "{path}: closed without a word");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hit_on_a_kept_connection_is_field_for_field_what_any_other_hit_is() {
+    const OF_ITS_OWN: [&str; 5] = ["age", "date", "connection", "x-now-id", "cache-status"];
+    let origin = Origin::start().await;
+    let reply =
+        Reply::cached("hello", "s-maxage=1000, max-age=7").field("etag", "\"v1\"").field("content-type", "text/x");
+    origin.on("/a", reply.field("link", "</a>; rel=a").field("link", "</b>; rel=b"));
+    let node = Node::before_with(&origin, "headers: [now, vercel]").await;
+    node.get(SHOP, "/a").await;
+    node.idle().await;
+    let expected = node.get(SHOP, "/a").await;
+    let mut connection = Reading::connect(node.address).await;
+    let mut ids = std::collections::HashSet::new();
+    for _ in 0..4 {
+        let answer = connection.get(SHOP, "/a").await;
+        assert_eq!((answer.status, answer.cache(), answer.text().as_str()), (200, "HIT", "hello"));
+        let same = |answer: &Answer| {
+            let mut fields = answer.fields.clone();
+            fields.retain(|(name, _)| !OF_ITS_OWN.contains(&name.as_str()) && name != "x-vercel-id");
+            fields.sort();
+            fields
+        };
+        assert_eq!(same(&answer), same(&expected));
+        for name in OF_ITS_OWN {
+            assert_eq!(answer.fields.iter().filter(|(n, _)| n == name).count(), 1, "{name}");
+        }
+        let id = answer.field("x-now-id").expect("an id").to_owned();
+        assert_eq!(answer.field("x-vercel-id"), Some(id.replace(':', "::").as_str()));
+        assert!(ids.insert(id));
+        node.clock.advance(Duration::from_secs(30));
+    }
+    let age: u64 = connection.get(SHOP, "/a").await.field("age").expect("an age").parse().expect("a number");
+    assert!((120..160).contains(&age), "{age}");
+    assert_eq!(origin.calls("/a"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_connection_sees_expiry_purges_switches_and_other_hosts() {
+    let origin = Origin::start().await;
+    let node = Node::before(&origin).await;
+    let mut connection = Reading::connect(node.address).await;
+    let warm = async |connection: &mut Reading, body: &str| {
+        origin.on("/a", Reply::cached(body, "s-maxage=100, stale-while-revalidate=100"));
+        assert!(matches!(connection.get(SHOP, "/a").await.cache(), "MISS" | "STALE"));
+        node.idle().await;
+        for _ in 0..3 {
+            let answer = connection.get(SHOP, "/a").await;
+            assert_eq!((answer.cache(), answer.text().as_str()), ("HIT", body));
+        }
+    };
+    warm(&mut connection, "one").await;
+    assert_eq!(connection.get("nobody.test", "/a").await.status, 404);
+    assert_eq!(connection.get(SHOP, "/a?_now_no_cache=1").await.cache(), "BYPASS");
+    assert_eq!(connection.get(SHOP, "/a?other").await.cache(), "MISS");
+    node.clock.advance(Duration::from_secs(250));
+    warm(&mut connection, "two").await;
+    node.purge("http://shop.test/a", Purge::Delete);
+    warm(&mut connection, "three").await;
+    node.edge.tiers.purge_all();
+    warm(&mut connection, "four").await;
+    node.purge("http://shop.test/a", Purge::Invalidate);
+    origin.on("/a", Reply::cached("five", "s-maxage=100"));
+    let stale = connection.get(SHOP, "/a").await;
+    assert_eq!((stale.cache(), stale.text().as_str()), ("STALE", "four"));
+    for (field, state) in [
+        ("Range: bytes=0-1\r\n", "BYPASS"),
+        ("Authorization: x\r\n", "BYPASS"),
+        ("Cookie: _now_no_cache=1\r\n", "BYPASS"),
+        ("Content-Length: 0\r\n", "HIT"),
+        ("Pragma: no-cache\r\n", "HIT"),
+    ] {
+        node.idle().await;
+        connection.ask("GET", SHOP, "/a", field).await;
+        connection.until("\r\n\r\nfive").await;
+        assert!(connection.has(&format!("x-now-cache: {state}")), "{field}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hits_that_are_asked_for_ahead_come_in_their_order() {
+    let origin = Origin::start().await;
+    let node = Node::before(&origin).await;
+    for path in ["/a", "/b"] {
+        origin.on(path, Reply::cached(path, "s-maxage=60"));
+        for _ in 0..2 {
+            node.get(SHOP, path).await;
+            node.idle().await;
+        }
+    }
+    let mut connection = Reading::connect(node.address).await;
+    let one = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n");
+    connection.send([one("/a"), one("/b"), one("/a"), one("/b")].concat().as_bytes()).await;
+    for body in ["\r\n\r\n/a", "\r\n\r\n/b", "\r\n\r\n/a", "\r\n\r\n/b"] {
+        connection.until_past(body).await;
     }
 }
 
@@ -862,20 +1044,16 @@ async fn a_refresh_that_brings_something_else_removes_the_entry() {
 async fn a_refresh_that_is_not_modified_makes_the_entry_fresh_again() {
     let origin = Origin::start().await;
     let node = Node::before(&origin).await;
-    let reply = |turn: &str| {
-        Reply::cached("hello", "s-maxage=10, stale-while-revalidate").field("etag", "\"v1\"").field("x-turn", turn)
-    };
-    origin.on("/a", reply("1"));
+    origin.on("/a", Reply::cached("hello", "s-maxage=10, stale-while-revalidate").field("etag", "\"v1\""));
     node.get(SHOP, "/a").await;
     advance(&node, 20).await;
-    origin.on("/a", reply("2"));
     assert_eq!(node.get(SHOP, "/a").await.cache(), "STALE");
     node.until("the refresh", || origin.calls("/a") == 2).await;
     assert_eq!(origin.last("/a").field("if-none-match"), Some("\"v1\""));
     node.idle().await;
     let fresh = node.get(SHOP, "/a").await;
     assert_eq!((fresh.status, fresh.cache(), fresh.text().as_str()), (200, "HIT", "hello"));
-    assert_eq!((fresh.field("x-turn"), fresh.field("content-length")), (Some("2"), Some("5")));
+    assert_eq!(fresh.field("content-length"), Some("5"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -923,14 +1101,41 @@ async fn a_purge_wins_over_a_fill_that_is_under_way() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_wins_over_a_refresh_that_is_under_way() {
+    for (how, etag) in [(Purge::Delete, "\"v1\""), (Purge::Invalidate, "\"v1\""), (Purge::Delete, "\"v2\"")] {
+        let origin = Origin::start().await;
+        let node = Node::before(&origin).await;
+        let reply = |etag: &str| Reply::cached("old", "s-maxage=10, stale-while-revalidate").field("etag", etag);
+        origin.on("/a", reply("\"v1\""));
+        node.get(SHOP, "/a").await;
+        advance(&node, 20).await;
+        let gate = Gate::default();
+        origin.on("/a", reply(etag).held(&gate));
+        assert_eq!(node.get(SHOP, "/a").await.cache(), "STALE");
+        node.until("the refresh", || origin.calls("/a") == 2).await;
+        node.purge("http://shop.test/a", how);
+        gate.open();
+        node.idle().await;
+        origin.on("/a", Reply::cached("new", "s-maxage=1000").field("etag", "\"v3\""));
+        let next = node.get(SHOP, "/a").await;
+        assert_ne!(next.cache(), "HIT", "{how:?} {etag}: what was fetched before the purge is not fresh after it");
+    }
+}
+
 // stale-if-error.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stale_if_error_answers_for_a_failing_origin() {
-    for failure in ["500", "503", "reset", "refused"] {
+    for (failure, cache_control) in [
+        ("500", "s-maxage=10, stale-if-error=60"),
+        ("503", "s-maxage=10, stale-while-revalidate=5, stale-if-error=60"),
+        ("reset", "s-maxage=10, stale-if-error=60"),
+        ("refused", "max-age=10, public, stale-if-error=60"),
+    ] {
         let origin = Origin::start().await;
         let node = Node::before(&origin).await;
-        origin.on("/a", Reply::cached("old", "s-maxage=10, stale-if-error=60"));
+        origin.on("/a", Reply::cached("old", cache_control));
         node.get(SHOP, "/a").await;
         advance(&node, 20).await;
         match failure {
@@ -1032,6 +1237,21 @@ async fn pragma_is_told_revalidated_when_the_origin_has_nothing_new() {
     let answer = node.get_with(SHOP, "/a", &PRAGMA).await;
     assert_eq!((answer.status, answer.cache(), answer.text().as_str()), (200, "REVALIDATED", "hello"));
     assert_eq!(origin.last("/a").field("if-none-match"), Some("\"v1\""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pragma_with_a_failing_origin_leaves_the_stale_entry() {
+    let origin = Origin::start().await;
+    let node = Node::before(&origin).await;
+    origin.on("/a", Reply::cached("old", "s-maxage=10, stale-while-revalidate"));
+    node.get(SHOP, "/a").await;
+    advance(&node, 20).await;
+    origin.on("/a", Reply::ok("broken").status(500));
+    let answer = node.get_with(SHOP, "/a", &PRAGMA).await;
+    assert!(answer.status == 500 || answer.text() == "old", "{answer:?}");
+    node.idle().await;
+    let stale = node.get(SHOP, "/a").await;
+    assert_eq!((stale.status, stale.cache(), stale.text().as_str()), (200, "STALE", "old"));
 }
 
 // Static files.

@@ -121,6 +121,24 @@ async fn followers_get_the_body_as_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_or_a_conditional_follower_does_not_wait_for_the_body() {
+    let origin = Origin::start().await;
+    let node = Node::before(&origin).await;
+    let gate = Gate::default();
+    let reply = Reply::cached("firstsecond", "s-maxage=60").field("etag", "\"v1\"");
+    origin.on("/a", reply.framing(Framing::Chunked).held_midway(&gate));
+    let mut leader = node.begin(SHOP, "/a").await;
+    leader.until("first").await;
+    let head = node.request("HEAD", SHOP, "/a", &[], b"").await;
+    assert_eq!((head.status, head.complete), (200, true));
+    let same = node.get_with(SHOP, "/a", &[("if-none-match", "\"v1\"")]).await;
+    assert_eq!((same.status, same.complete), (304, true));
+    gate.open();
+    assert_eq!(leader.finish().await.text(), "firstsecond");
+    assert_eq!(origin.calls("/a"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn different_urls_do_not_wait_for_each_other() {
     let origin = Origin::start().await;
     let node = Node::before(&origin).await;
@@ -268,6 +286,21 @@ async fn visitors_of_something_uncacheable_do_not_take_turns() {
         }
         assert_eq!(origin.calls(path), 60, "{path}: to each his own");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_expired_entry_that_turns_out_uncacheable_does_not_make_its_visitors_take_turns() {
+    let origin = Origin::start().await;
+    let node = Node::before(&origin).await;
+    make_stale(&node, &origin, "/a", "s-maxage=10").await;
+    let gate = Gate::default();
+    origin.on("/a", Reply::cached("mine", "no-store").after(200).held(&gate));
+    let answers = burst_at(&node, 40, "/a", &[], &gate, &origin).await;
+    for answer in &answers {
+        assert_eq!((answer.status, answer.cache(), answer.text().as_str()), (200, "MISS", "mine"));
+        assert!(answer.took < Duration::from_secs(4), "took {:?}", answer.took);
+    }
+    assert_eq!(origin.calls("/a"), 41);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -536,6 +569,7 @@ async fn nothing_is_left_in_the_lock_table() {
     for path in ["/cached", "/private", "/reset", "/cut"] {
         node.burst(10, SHOP, path).await;
     }
+    // A shared failure is held for a second; then the sweep comes.
     until("an empty table", || node.edge.lock.0.table.is_empty()).await;
 }
 

@@ -44,8 +44,9 @@ impl FileGate {
         FileGate(node.dir.path().join(name))
     }
 
+    /// Another URL each time: who asks for the same one waits for the first answer, since that might be for all.
     fn path(&self, function: &str) -> String {
-        format!("{function}?gate={}", self.0.display())
+        format!("{function}?gate={}&nonce={}", self.0.display(), fastrand::u64(..))
     }
 
     fn open(&self) {
@@ -509,11 +510,9 @@ async fn a_visitor_who_leaves_takes_nothing_along() {
     leaving.write_all(asked.as_bytes()).await.expect("sent");
     assert_eq!(written(&began).await, process.to_string());
     drop(leaving);
-    // This one is for nobody else: the request is over at once, the function is not.
-    node.idle().await;
-    assert_eq!(node.edge.functions.census().busy, 1);
-    gate.open();
+    // This one is for nobody else: it is over at once.
     at_rest().await;
+    gate.open();
     assert_eq!(pid(&get(&node, &gate.path("/api/held")).await), process, "nothing was wrong with it");
 }
 

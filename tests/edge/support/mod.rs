@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use perigee::proxy::{Edge, Proxy};
 use perigee::storage::Purge;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::l4::stream::Stream;
+use pingora_core::protocols::{GetSocketDigest, SocketDigest};
 use pingora_http::RequestHeader;
 use pingora_proxy::http_proxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -59,7 +61,11 @@ impl Node {
             while let Ok((tcp, _)) = listener.accept().await {
                 let (proxy, stopped) = (proxy.clone(), stopped.clone());
                 tokio::spawn(async move {
-                    let mut stream: Option<pingora_core::protocols::Stream> = Some(Box::new(Stream::from(tcp)));
+                    // As Pingora's own listeners do, so that the client's address is known.
+                    let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+                    let mut stream = Stream::from(tcp);
+                    stream.set_socket_digest(digest);
+                    let mut stream: Option<pingora_core::protocols::Stream> = Some(Box::new(stream));
                     while let Some(open) = stream.take() {
                         stream = proxy.process_new(open, &stopped).await;
                     }
@@ -329,10 +335,54 @@ pub struct Reading {
 
 impl Reading {
     pub async fn begin(address: SocketAddr, host: &str, path: &str) -> Reading {
-        let mut stream = TcpStream::connect(address).await.expect("a connection");
-        let text = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-        stream.write_all(text.as_bytes()).await.expect("sent");
-        Reading { stream, received: Vec::new() }
+        let mut reading = Reading::connect(address).await;
+        reading.ask("GET", host, path, "Connection: close\r\n").await;
+        reading
+    }
+
+    pub async fn connect(address: SocketAddr) -> Reading {
+        Reading { stream: TcpStream::connect(address).await.expect("a connection"), received: Vec::new() }
+    }
+
+    /// Asks on the open connection; forgets what came before. `lines` are further field lines.
+    pub async fn ask(&mut self, method: &str, host: &str, path: &str, lines: &str) {
+        self.received.clear();
+        let text = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n");
+        self.stream.write_all(text.as_bytes()).await.expect("sent");
+    }
+
+    /// Asks for something short and whose length is told; the connection stays open.
+    pub async fn get(&mut self, host: &str, path: &str) -> Answer {
+        self.ask("GET", host, path, "").await;
+        loop {
+            let answer = parse(&self.received, false);
+            if answer.complete {
+                return answer;
+            }
+            let read = self.stream.read_buf(&mut self.received).await.expect("more of the answer");
+            assert!(read > 0, "ended within {answer:?}");
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.expect("sent");
+    }
+
+    /// Reads until this text has come, and forgets everything up to its end.
+    pub async fn until_past(&mut self, text: &str) {
+        self.until(text).await;
+        let at = self.received.windows(text.len()).position(|window| window == text.as_bytes()).expect("it has come");
+        self.received.drain(..at + text.len());
+    }
+
+    pub fn has(&self, text: &str) -> bool {
+        self.received.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    /// Whether what came says that the connection ends with it.
+    pub fn is_last(&self) -> bool {
+        parse(&self.received, true).field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
     /// Reads until this text has come; fails after ten seconds, or when the answer ends before.
@@ -503,6 +553,8 @@ impl Origin {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
                 let shared = serving.clone();
+                // Header and halves are written one by one: each would wait for the word that the one before has come.
+                let _ = stream.set_nodelay(true);
                 connections.spawn(async move {
                     let _ = serve(stream, shared).await;
                 });
