@@ -220,7 +220,8 @@ pub fn claim(edge: &Edge, exchange: &mut Exchange) -> Arc<Claim> {
         Origin::Static(file) => Some(file.clone()),
         _ => None,
     };
-    let claim = Arc::new(Claim::new(exchange.background, edge.tiers.purge_count(), below));
+    let owner = exchange.deployment.as_ref().map_or(0, |deployment| deployment.number);
+    let claim = Arc::new(Claim::new(exchange.background, owner, edge.tiers.purge_count(), below));
     exchange.claim = Some(claim.clone());
     claim
 }

@@ -119,7 +119,7 @@ impl Index {
             && exchange.scheme == "http"
             && request.method == http::Method::GET
             && response.status == 200
-            && entry.variance.is_none()
+            && entry.place.variance.is_none()
             && deployment.is_plain();
         let (Some(host), Some(key)) = (request.headers.get(http::header::HOST), exchange.key) else { return };
         let target = request.raw_path();

@@ -17,7 +17,7 @@ use pingora_proxy::Session;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use crate::cache::entry::Entry;
+use crate::cache::entry::{Entry, Place};
 use crate::cache::freshness;
 use crate::cache::policy::BODY_BYTES_MAX;
 use crate::deliver;
@@ -59,7 +59,7 @@ impl StaticRef {
         }
         let header = header(file, 200).map_err(io::Error::other)?;
         let lifetime = freshness::lifetime(now, freshness::STATIC_S, 0, None, None);
-        Ok(Entry::new(&header, Bytes::from(body), lifetime, None, family, now))
+        Ok(Entry::new(&header, Bytes::from(body), lifetime, Place::fixed(family, self.deployment.number), now))
     }
 }
 

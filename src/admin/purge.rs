@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::{Answer, Answered};
 use crate::admit;
-use crate::exchange::{Exchange, Origin};
+use crate::cache::key::Key;
+use crate::exchange::Exchange;
 use crate::proxy::Edge;
 use crate::storage::Purge;
 
@@ -15,6 +16,7 @@ use crate::storage::Purge;
 pub struct Order {
     #[serde(default)]
     urls: Vec<String>,
+    deployment: Option<String>,
     #[serde(default)]
     all: bool,
     #[serde(default)]
@@ -30,18 +32,28 @@ enum Mode {
 }
 
 pub fn carry_out(edge: &Edge, order: &Order) -> Answered {
-    if order.urls.is_empty() && !order.all {
-        return Err(Answer::error(400, "invalid", "nothing to purge: name \"urls\", or \"all\": true"));
+    if order.urls.is_empty() && order.deployment.is_none() && !order.all {
+        return Err(Answer::error(
+            400,
+            "invalid",
+            "nothing to purge: name \"urls\", a \"deployment\", or \"all\": true",
+        ));
     }
+    let owner = match &order.deployment {
+        None => None,
+        Some(name) => match edge.registry.world().named(name) {
+            Some(deployment) => Some(deployment.number),
+            None => return Err(Answer::error(404, "not_found", format!("there is no deployment {name:?}"))),
+        },
+    };
     let keys = order.urls.iter().map(|url| find(edge, url)).collect::<Result<Vec<_>, _>>()?;
-    let mut purged = 0;
-    for (key, how) in keys {
-        // A file never changes within its deployment: to refresh it is to read it again.
-        let how = match (how, order.mode) {
-            (Origin::Static(_), _) | (_, Mode::Delete) => Purge::Delete,
-            (_, Mode::Invalidate) => Purge::Invalidate,
-        };
-        purged += usize::from(edge.tiers.purge(&key, how));
+    let how = match order.mode {
+        Mode::Invalidate => Purge::Invalidate,
+        Mode::Delete => Purge::Delete,
+    };
+    let mut purged = keys.iter().filter(|key| edge.tiers.purge(key, how)).count();
+    if let Some(owner) = owner {
+        purged += edge.tiers.purge_owner(owner, how);
     }
     if order.all {
         purged += edge.tiers.purge_all();
@@ -52,10 +64,10 @@ pub fn carry_out(edge: &Edge, order: &Order) -> Answered {
 }
 
 /// The key that a GET of this URL has.
-fn find(edge: &Edge, url: &str) -> Result<(crate::cache::key::Key, Origin), Answer> {
+fn find(edge: &Edge, url: &str) -> Result<Key, Answer> {
     let (exchange, _) = consider(edge, "GET", url, &[])?;
     match exchange.key {
-        Some(key) => Ok((key, exchange.origin)),
+        Some(key) => Ok(key),
         None => Err(Answer::error(
             404,
             "not_found",

@@ -29,6 +29,26 @@ const NOT_STORED: [&str; 12] = [
     "server",
 ];
 
+/// What an entry belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The hash of the request fields that selected this variant.
+    pub variance: Option<[u8; 16]>,
+    /// Variants are found by way of the primary entry and die with it: they carry its number.
+    pub family: u64,
+    /// The deployment, by its number.
+    pub owner: u64,
+    /// A file of a deployment: it never changes, so it is never served stale.
+    pub fixed: bool,
+}
+
+impl Place {
+    /// For a file, which does not vary.
+    pub fn fixed(family: u64, owner: u64) -> Place {
+        Place { variance: None, family, owner, fixed: true }
+    }
+}
+
 #[derive(Debug)]
 pub struct Entry {
     /// No two entries of a process have the same.
@@ -39,10 +59,7 @@ pub struct Entry {
     pub lifetime: Lifetime,
     /// What the client may see of Cache-Control, made once.
     pub client_cache_control: HeaderValue,
-    /// The hash of the request fields that selected this variant.
-    pub variance: Option<[u8; 16]>,
-    /// Variants are found by way of the primary entry and die with it: they carry its number.
-    pub family: u64,
+    pub place: Place,
     pub stored_at: SystemTime,
     /// Set on a primary entry: all variants stored before this are stale.
     pub invalidated_at: Option<SystemTime>,
@@ -50,14 +67,7 @@ pub struct Entry {
 
 impl Entry {
     /// `header` as it came from the origin.
-    pub fn new(
-        header: &ResponseHeader,
-        body: Bytes,
-        lifetime: Lifetime,
-        variance: Option<[u8; 16]>,
-        family: u64,
-        now: SystemTime,
-    ) -> Entry {
+    pub fn new(header: &ResponseHeader, body: Bytes, lifetime: Lifetime, place: Place, now: SystemTime) -> Entry {
         let mut header = stored_header(header);
         let length = HeaderValue::from(body.len());
         header.insert_header(http::header::CONTENT_LENGTH, length).expect("a number is a valid field value");
@@ -68,8 +78,7 @@ impl Entry {
             body,
             lifetime,
             client_cache_control,
-            variance,
-            family,
+            place,
             stored_at: now,
             invalidated_at: None,
         }
@@ -83,8 +92,7 @@ impl Entry {
             header,
             body: self.body.clone(),
             lifetime,
-            variance: self.variance,
-            family: self.family,
+            place: self.place,
             stored_at: now,
             invalidated_at: self.invalidated_at,
         }
@@ -148,7 +156,8 @@ mod tests {
             header.append_header(name, value).expect("valid");
         }
         let lifetime = freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None);
-        let entry = Entry::new(&header, Bytes::from_static(b"hello"), lifetime, None, 1, SystemTime::UNIX_EPOCH);
+        let entry =
+            Entry::new(&header, Bytes::from_static(b"hello"), lifetime, Place::fixed(1, 1), SystemTime::UNIX_EPOCH);
         let mut names: Vec<&str> = entry.header.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["cache-control", "content-length", "x-kept"]);

@@ -31,6 +31,8 @@ impl fmt::Display for DeploymentId {
 
 pub struct Deployment {
     pub id: DeploymentId,
+    /// Stands for the id where entries are marked with it.
+    pub number: u64,
     pub name: String,
     /// Nine characters that make the URL unique: `NAME-UID.DOMAIN`.
     pub uid: String,
@@ -38,6 +40,13 @@ pub struct Deployment {
     pub host: String,
     pub created: SystemTime,
     pub content: Content,
+}
+
+/// A number for an id; two ids of one node do not share one by any chance that matters.
+pub fn number(id: &DeploymentId) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&blake3::hash(id.0.as_bytes()).as_bytes()[..8]);
+    u64::from_le_bytes(bytes)
 }
 
 pub enum Content {

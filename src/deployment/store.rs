@@ -9,14 +9,17 @@
 //! A deployment is made in `tmp`, written to the disk, and moved into place by one rename: it is there whole or not at all, whenever the
 //! process or the machine dies.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::project::{self, FunctionSpec, SourceFile, StaticSpec};
@@ -92,6 +95,8 @@ pub struct Made {
 pub struct Store {
     root: PathBuf,
     domain: String,
+    /// One at a time moves into place: the same may be deployed by many at once.
+    placing: Mutex<()>,
 }
 
 impl Store {
@@ -111,7 +116,7 @@ impl Store {
         for folder in [&tmp, &root.join("deployments")] {
             fs::create_dir_all(folder).map_err(told("make", folder))?;
         }
-        Ok(Store { root, domain: domain.to_owned() })
+        Ok(Store { root, domain: domain.to_owned(), placing: Mutex::default() })
     }
 
     pub fn root(&self) -> &Path {
@@ -210,15 +215,17 @@ impl Store {
 
     /// Checks what lies in `scratch` and moves it into place.
     fn settle(&self, manifest: Manifest, scratch: tempfile::TempDir, limits: &Limits) -> Result<Made, Refused> {
+        // Checked where it is made, so that what is refused leaves nothing behind, and before the turn to be placed, as it takes time.
+        let checked = self.make_checked(&manifest, &scratch.path().join("files"), limits);
         let place = self.folder(&manifest.id);
+        let _placing = self.placing.lock();
         if place.join("manifest.json").exists() {
             match self.load(&place) {
                 Ok(made) => return Ok(made),
                 Err(refused) => log::warn!("{} is made anew: {refused}", place.display()),
             }
         }
-        // Checked where it is made: what is refused leaves nothing behind.
-        self.make_checked(&manifest, &scratch.path().join("files"), limits)?;
+        checked?;
         let write = || -> io::Result<()> {
             let mut file = File::create(scratch.path().join("manifest.json"))?;
             file.write_all(&serde_json::to_vec_pretty(&manifest)?)?;
@@ -281,7 +288,15 @@ impl Store {
             }
             (None, None) => return Err(Refused::Io("the manifest names neither files nor an upstream".to_owned())),
         };
-        let deployment = Deployment { id: manifest.id, name: manifest.name, uid: manifest.uid, host, created, content };
+        let deployment = Deployment {
+            number: super::number(&manifest.id),
+            id: manifest.id,
+            name: manifest.name,
+            uid: manifest.uid,
+            host,
+            created,
+            content,
+        };
         Ok(Made { deployment: Arc::new(deployment), aliases, warnings })
     }
 
@@ -331,6 +346,23 @@ fn within(files: usize, bytes: u64) -> Result<(), Refused> {
     Ok(())
 }
 
+/// The unit of a tar archive.
+const BLOCK_BYTES: u64 = 512;
+
+/// Counts what was read of an archive.
+struct Counted<R> {
+    reader: R,
+    taken: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.taken.set(self.taken.get() + read as u64);
+        Ok(read)
+    }
+}
+
 /// Unpacks an uploaded archive into `target`: plain, gzip or zstd, told by its first bytes.
 pub fn unpack(archive: &Path, target: &Path) -> Result<(), Refused> {
     let mut file = File::open(archive).map_err(io_error("the archive"))?;
@@ -342,12 +374,14 @@ pub fn unpack(archive: &Path, target: &Path) -> Result<(), Refused> {
         [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(file).map_err(io_error("the archive"))?),
         _ => Box::new(io::BufReader::new(file)),
     };
-    let mut archive = tar::Archive::new(reader);
+    let taken = Rc::new(Cell::new(0));
+    let mut archive = tar::Archive::new(Counted { reader, taken: taken.clone() });
     let bad = io_error("the archive is not a whole tar (plain, gzip or zstd)");
-    let (mut files, mut bytes) = (0, 0);
+    let (mut files, mut bytes, mut end) = (0, 0, 0);
     for entry in archive.entries().map_err(bad)? {
         let mut entry = entry.map_err(io_error("the archive is not a whole tar (plain, gzip or zstd)"))?;
         let path = entry.path().map_err(io_error("the archive"))?.into_owned();
+        end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK_BYTES);
         let Some(relative) = plain(&path) else {
             return Err(Refused::Io(format!("the archive holds {}, which leads out of it", path.display())));
         };
@@ -380,6 +414,10 @@ pub fn unpack(archive: &Path, target: &Path) -> Result<(), Refused> {
                 )]));
             }
         }
+    }
+    // An archive ends with empty blocks. One that ends between two files looks whole otherwise.
+    if taken.get() < end + BLOCK_BYTES {
+        return Err(Refused::Io("the archive ends too early: its last block is missing".to_owned()));
     }
     if files == 0 {
         return Err(Refused::Project(vec!["the archive holds no files".to_owned()]));

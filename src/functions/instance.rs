@@ -94,6 +94,7 @@ pub fn start(id: InstanceId, function: Arc<Function>, setting: &Setting<'_>) -> 
         // A group of its own: whatever it starts ends with it.
         .process_group(0)
         .kill_on_drop(true);
+    end_with_us(&mut command);
     let mut child = command.spawn().map_err(|error| {
         let _ = std::fs::remove_file(&control_path);
         io::Error::new(
@@ -120,6 +121,18 @@ pub fn start(id: InstanceId, function: Arc<Function>, setting: &Setting<'_>) -> 
         end: tokio::sync::Notify::new(),
     };
     Ok(Started { instance: Arc::new(instance), child, control, control_path })
+}
+
+/// Makes the kernel end the process when the thread that started it is gone, which lives as long as we do. The launcher ends itself when
+/// its control connection closes, but not while a function keeps it busy.
+#[allow(
+    unsafe_code,
+    reason = "what runs between fork and exec is one system call, which is async-signal-safe; there is no other way to it"
+)]
+fn end_with_us(command: &mut Command) {
+    unsafe {
+        command.pre_exec(|| nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from));
+    }
 }
 
 /// Waits for the launcher's connection.

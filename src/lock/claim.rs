@@ -36,6 +36,8 @@ pub enum Verdict {
 pub struct Claim {
     /// The background refresh of a stale entry: it came with a permit of its own and never waits.
     pub background: bool,
+    /// The deployment, by its number.
+    pub owner: u64,
     /// The number of the latest purge when the request arrived.
     pub purges_seen: u64,
     /// The file that the entry is made from, where that is all it takes.
@@ -61,8 +63,8 @@ pub fn of(key: &CacheKey) -> Option<&Claim> {
 }
 
 impl Claim {
-    pub fn new(background: bool, purges_seen: u64, below: Option<StaticRef>) -> Claim {
-        Claim { background, purges_seen, below, state: Mutex::default() }
+    pub fn new(background: bool, owner: u64, purges_seen: u64, below: Option<StaticRef>) -> Claim {
+        Claim { background, owner, purges_seen, below, state: Mutex::default() }
     }
 
     /// When it first asked for the lock.

@@ -21,6 +21,7 @@ use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use tokio::sync::Notify;
 
+use crate::cache::entry::Place;
 use crate::cache::freshness::Lifetime;
 use crate::cache::policy::BODY_BYTES_MAX;
 
@@ -32,8 +33,7 @@ const BACKLOG_BYTES_MAX: u64 = 128 * 1_048_576;
 pub struct Fill {
     pub header: ResponseHeader,
     pub lifetime: Lifetime,
-    pub variance: Option<[u8; 16]>,
-    pub family: u64,
+    pub place: Place,
     state: Mutex<State>,
     arrived: Notify,
 }
@@ -60,7 +60,7 @@ enum Phase {
 }
 
 impl Fill {
-    pub fn new(header: ResponseHeader, lifetime: Lifetime, variance: Option<[u8; 16]>, family: u64) -> Fill {
+    pub fn new(header: ResponseHeader, lifetime: Lifetime, place: Place) -> Fill {
         let state = State {
             phase: Phase::Filling,
             chunks: VecDeque::new(),
@@ -70,7 +70,7 @@ impl Fill {
             readers: HashMap::new(),
             readers_ever: 0,
         };
-        Fill { header, lifetime, variance, family, state: Mutex::new(state), arrived: Notify::new() }
+        Fill { header, lifetime, place, state: Mutex::new(state), arrived: Notify::new() }
     }
 
     /// Adds to the body. Errs when the slowest reader is hopelessly behind; waits a little when it is far behind.
@@ -219,7 +219,7 @@ mod tests {
 
     fn fill() -> Arc<Fill> {
         let header = ResponseHeader::build(200, None).expect("200 is a status");
-        Arc::new(Fill::new(header, freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None), None, 1))
+        Arc::new(Fill::new(header, freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None), Place::fixed(1, 1)))
     }
 
     #[tokio::test]

@@ -63,6 +63,11 @@ impl Memory {
         self.map.remove(slot).map(|(_, entry)| entry)
     }
 
+    /// All that is there, as it is when it is come by.
+    pub fn all(&self) -> impl Iterator<Item = (Slot, Arc<Entry>)> + '_ {
+        self.map.iter()
+    }
+
     pub fn clear(&self) {
         self.map.clear();
     }
@@ -113,6 +118,7 @@ impl Hasher for FirstEight {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::entry::Place;
     use crate::cache::freshness;
     use bytes::Bytes;
     use pingora_http::ResponseHeader;
@@ -121,7 +127,13 @@ mod tests {
     fn entry(bytes: usize) -> Arc<Entry> {
         let header = ResponseHeader::build(200, None).expect("200 is a status");
         let lifetime = freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None);
-        Arc::new(Entry::new(&header, Bytes::from(vec![b'x'; bytes]), lifetime, None, 1, SystemTime::UNIX_EPOCH))
+        Arc::new(Entry::new(
+            &header,
+            Bytes::from(vec![b'x'; bytes]),
+            lifetime,
+            Place::fixed(1, 1),
+            SystemTime::UNIX_EPOCH,
+        ))
     }
 
     fn slot(n: u64) -> Slot {

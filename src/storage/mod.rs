@@ -29,7 +29,7 @@ use pingora_http::ResponseHeader;
 
 use self::fill::{Fill, FillReader};
 use self::memory::{Memory, Slot};
-use crate::cache::entry::{self, Entry};
+use crate::cache::entry::{self, Entry, Place};
 use crate::cache::freshness::{LIFETIME_S_MAX, Lifetime};
 use crate::cache::key::Key;
 use crate::clock::Clock;
@@ -102,7 +102,7 @@ impl Tiers {
             return Some((entry, lifetime));
         }
         let head = self.memory.peek(primary)?;
-        if head.family != entry.family {
+        if head.place.family != entry.place.family {
             return None;
         }
         // An invalidation marks the primary alone; it holds for all that were stored before it.
@@ -130,17 +130,33 @@ impl Tiers {
     pub fn purge(&self, key: &Key, how: Purge) -> bool {
         self.remember_purge(Some(*key));
         self.filling.lock().remove(&key.0);
-        match how {
-            Purge::Delete => self.memory.remove(&key.0).is_some(),
-            Purge::Invalidate => {
-                let Some(entry) = self.memory.peek(&key.0) else { return false };
-                let now = self.clock.now();
-                let mut marked = entry.with_lifetime(entry.header.clone(), entry.lifetime.invalidated(now), now);
-                marked.invalidated_at = Some(now);
-                self.memory.insert(key.0, Arc::new(marked));
-                true
-            }
+        let Some(entry) = self.memory.peek(&key.0) else { return false };
+        self.take_out(key.0, &entry, how);
+        true
+    }
+
+    fn take_out(&self, slot: Slot, entry: &Entry, how: Purge) {
+        if how == Purge::Delete || entry.place.fixed {
+            self.memory.remove(&slot);
+            return;
         }
+        let now = self.clock.now();
+        let mut marked = entry.with_lifetime(entry.header.clone(), entry.lifetime.invalidated(now), now);
+        marked.invalidated_at = Some(now);
+        self.memory.insert(slot, Arc::new(marked));
+    }
+
+    /// Takes all of a deployment out of service; returns how many entries were there. Looks at every entry: an operator's act, not a visitor's.
+    pub fn purge_owner(&self, owner: u64, how: Purge) -> usize {
+        // Which keys are under way for it is not known here: no fill that began before is stored.
+        self.remember_purge(None);
+        self.filling.lock().retain(|_, fill| fill.place.owner != owner);
+        let of_it: Vec<(Slot, Arc<Entry>)> =
+            self.memory.all().filter(|(_, entry)| entry.place.owner == owner).collect();
+        for (slot, entry) in &of_it {
+            self.take_out(*slot, entry, how);
+        }
+        of_it.len()
     }
 
     /// Empties the cache; returns how many entries were there.
@@ -198,7 +214,7 @@ impl Tiers {
     /// The family that a new entry belongs to: that of the primary entry, or a new one where it becomes the primary.
     fn family(&self, primary: &Slot, slot: &Slot, variance: Option<[u8; 16]>) -> u64 {
         match self.memory.peek(primary) {
-            Some(head) if primary != slot || head.variance == variance => head.family,
+            Some(head) if primary != slot || head.place.variance == variance => head.place.family,
             _ => self.new_family(),
         }
     }
@@ -240,12 +256,12 @@ impl Storage for Tiers {
     async fn lookup(&'static self, key: &CacheKey, _: &SpanHandle) -> Result<Option<(CacheMeta, HitHandler)>> {
         Ok(self.find(&key.primary_bin(), &key.combined_bin()).map(|found| match found {
             Found::Stored(entry, lifetime) => {
-                let meta = self.meta(entry.header.clone(), &lifetime, entry.variance);
+                let meta = self.meta(entry.header.clone(), &lifetime, entry.place.variance);
                 (meta, Box::new(Hit { body: Some(entry.body.clone()), entry, lifetime }) as HitHandler)
             }
             Found::Arriving(reader) => {
                 let fill = reader.fill();
-                let meta = self.meta(fill.header.clone(), &fill.lifetime, fill.variance);
+                let meta = self.meta(fill.header.clone(), &fill.lifetime, fill.place.variance);
                 (meta, Box::new(Arriving(reader)) as HitHandler)
             }
         }))
@@ -260,7 +276,7 @@ impl Storage for Tiers {
         // The very fill that this request writes: another one may be under way for the same key.
         Ok(claim::of(key).and_then(Claim::fill).and_then(|fill| fill.reader()).map(|reader| {
             let fill = reader.fill();
-            let meta = self.meta(fill.header.clone(), &fill.lifetime, fill.variance);
+            let meta = self.meta(fill.header.clone(), &fill.lifetime, fill.place.variance);
             (meta, Box::new(Arriving(reader)) as HitHandler)
         }))
     }
@@ -274,9 +290,11 @@ impl Storage for Tiers {
             stale_while_revalidate_s: meta.stale_while_revalidate_sec(),
             stale_if_error_s: meta.stale_if_error_sec(),
         });
-        let family = self.family(&primary, &slot, meta.variance());
+        let variance = meta.variance();
+        let owner = claim.map_or(0, |claim| claim.owner);
+        let place = Place { variance, family: self.family(&primary, &slot, variance), owner, fixed: false };
         let header = entry::stored_header(meta.response_header());
-        let fill = Arc::new(Fill::new(header, lifetime, meta.variance(), family));
+        let fill = Arc::new(Fill::new(header, lifetime, place));
         self.filling.lock().insert(slot, fill.clone());
         let purges_seen = match claim {
             Some(claim) => {
@@ -432,18 +450,12 @@ impl HandleMiss for Filling {
         if let Some(body) = body
             && !self.tiers.was_purged(&self.primary, self.purges_seen)
         {
-            let mut entry = Entry::new(
-                &self.fill.header,
-                body,
-                self.fill.lifetime,
-                self.fill.variance,
-                self.fill.family,
-                self.tiers.clock.now(),
-            );
+            let mut entry =
+                Entry::new(&self.fill.header, body, self.fill.lifetime, self.fill.place, self.tiers.clock.now());
             // A refresh of the primary entry is none of its variants.
             if self.primary == self.slot
                 && let Some(before) = self.tiers.memory.peek(&self.slot)
-                && before.family == entry.family
+                && before.place.family == entry.place.family
             {
                 entry.invalidated_at = before.invalidated_at;
             }

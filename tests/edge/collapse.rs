@@ -272,7 +272,6 @@ async fn visitors_of_something_uncacheable_do_not_take_turns() {
     let node = Node::before(&origin).await;
     for (path, reply) in [
         ("/silent", Reply::ok("mine")),
-        ("/private", Reply::cached("mine", "private")),
         ("/cookie", Reply::cached("mine", "s-maxage=60").field("set-cookie", "a=b")),
         ("/404", Reply::cached("mine", "s-maxage=60").status(404)),
     ] {

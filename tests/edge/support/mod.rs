@@ -62,6 +62,7 @@ impl Node {
                 let (proxy, stopped) = (proxy.clone(), stopped.clone());
                 tokio::spawn(async move {
                     // As Pingora's own listeners do, so that the client's address is known.
+                    let _ = tcp.set_nodelay(true);
                     let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
                     let mut stream = Stream::from(tcp);
                     stream.set_socket_digest(digest);
