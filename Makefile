@@ -28,7 +28,7 @@ run: build ## Build and start the edge on examples/hello (CONF=FILE for another 
 .PHONY: test
 test: tools ## All fast tests; installs what they need
 	@scripts/tools.sh test
-	$(CARGO) test --locked
+	RUST_TEST_THREADS=8 $(CARGO) test --locked
 	node --test tests/launcher/launcher.test.mjs
 
 .PHONY: bench

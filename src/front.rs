@@ -299,7 +299,7 @@ impl Front {
     /// Hands a connection on, with what was read from it; gives it back when it can be used again.
     async fn hand_on(&self, stream: Stream, read: BytesMut, shutdown: &ShutdownWatch) -> Option<(Stream, BytesMut)> {
         let mut session = ServerSession::new_http1(stream);
-        session.set_keepalive(Some(KEEPALIVE_S));
+        session.set_keepalive((!*shutdown.borrow()).then_some(KEEPALIVE_S));
         if !read.is_empty() {
             session.set_pipelined_prefix(read);
         }

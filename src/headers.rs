@@ -37,6 +37,11 @@ pub fn check(request: &RequestHeader) -> std::result::Result<(), Code> {
     if request.raw_path().len() > URL_BYTES_MAX {
         return Err(Code::UrlTooLong);
     }
+    // RFC 9112 section 3.2: origin form, absolute form, or the asterisk.
+    let target = request.raw_path();
+    if !target.starts_with(b"/") && target != b"*" && request.uri.authority().is_none() {
+        return Err(Code::MalformedRequestHeader);
+    }
     let mut bytes = 0;
     for (name, value) in &request.headers {
         if value.len() > FIELD_BYTES_MAX {

@@ -1,7 +1,7 @@
 //! Pingora's phases in their order, each a paragraph of calls. Tells the story of a request and decides nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -55,6 +55,8 @@ pub struct Edge {
     pub pod: String,
     /// Requests that have begun and not ended, background refreshes included.
     pub in_flight: Arc<AtomicUsize>,
+    /// Visitors are let in.
+    pub ready: AtomicBool,
 }
 
 impl Edge {
@@ -346,12 +348,16 @@ impl ProxyHttp for Proxy {
         };
         let code = admit::code(exchange, error).await;
         exchange.outcome = Some(deliver::outcome(session.cache.phase(), exchange));
+        // Pingora closes the connection after a failure; the client is told.
+        session.as_downstream_mut().set_keepalive(None);
         let told = match shared_status {
             Some(status) => deliver::status(session, exchange, status).await,
             None => deliver::error(session, exchange, code).await,
         };
-        let can_reuse_downstream = told.is_ok() && session.as_mut().is_body_done();
-        FailToProxy { error_code: shared_status.unwrap_or(code.status()), can_reuse_downstream }
+        if let Err(error) = told {
+            log::debug!("a client did not take its error page: {error}");
+        }
+        FailToProxy { error_code: shared_status.unwrap_or(code.status()), can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, exchange: &mut Exchange) {

@@ -1,9 +1,10 @@
 //! Builds the parts, binds the listeners, runs, and drains.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pingora::listeners::{L4BufferSettings, ListenerConfig};
@@ -61,6 +62,7 @@ impl Edge {
             clock,
             pod: exchange::pod(&conf.node),
             in_flight: Arc::default(),
+            ready: AtomicBool::new(false),
         }))
     }
 
@@ -145,7 +147,7 @@ fn serve(path: &Path) -> Result<(), String> {
     runtime.spawn(edge.clone().keep_time());
     runtime.spawn(reload::on_signal(edge.clone(), path.to_owned(), signals.hangup));
     runtime.spawn(drain(edge.clone(), signals.terminate, grace));
-    announce(&edge);
+    runtime.spawn(become_ready(edge.clone(), listen.http));
     server.run(pingora::server::RunArgs::default());
     edge.functions.shut_down();
     shut_down(runtime);
@@ -187,6 +189,7 @@ fn can_bind(address: SocketAddr) -> Result<(), String> {
 /// time is up. (Pingora by itself would sleep through all of the grace time.)
 async fn drain(edge: Arc<Edge>, mut terminate: Signal, grace: Duration) {
     terminate.recv().await;
+    edge.ready.store(false, Ordering::Release);
     let deadline = Instant::now() + grace;
     log::info!("SIGTERM: {} requests in flight, at most {grace:?} for them", edge.in_flight());
     // A request that was accepted a moment ago has to be seen first.
@@ -204,6 +207,23 @@ async fn drain(edge: Arc<Edge>, mut terminate: Signal, grace: Duration) {
             std::process::exit(0);
         }
     }
+}
+
+/// Pingora opens its listeners in threads of their own; ready is who answers.
+async fn become_ready(edge: Arc<Edge>, addresses: Vec<SocketAddr>) {
+    for mut address in addresses {
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    edge.ready.store(true, Ordering::Release);
+    announce(&edge);
 }
 
 fn announce(edge: &Edge) {

@@ -128,6 +128,9 @@ impl Admin {
     }
 
     fn ready(&self) -> Answer {
+        if !self.edge.ready.load(std::sync::atomic::Ordering::Acquire) {
+            return Answer::text(503, "not ready: starting, or draining\n".to_owned());
+        }
         let deployments = self.edge.registry.world().deployments().len();
         Answer::text(200, format!("ready, {deployments} deployments\n"))
     }

@@ -15,10 +15,9 @@ use clap::Args;
 use serde::Deserialize;
 use walkdir::{DirEntry, WalkDir};
 
-use super::client::{Client, Failure, NodeArguments, encode, print, printable};
+use crate::conf::{self, NAME_CHARS_MAX, units};
 
-/// A deployment's host label is NAME-UID, at most 63 characters, and the rest is the uid's.
-const NAME_CHARS_MAX: usize = 52;
+use super::client::{Client, Failure, NodeArguments, encode, print, printable};
 
 /// What version control and the Finder leave in a folder; never a part of a site.
 const SKIPPED: [&str; 4] = [".git", ".hg", ".svn", ".DS_Store"];
@@ -56,7 +55,7 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
 
     let mut archive = Archive::new(entries);
     let files = if archive.files == 1 { "file" } else { "files" };
-    let content = size(archive.content_bytes);
+    let content = units::readable(archive.content_bytes);
     note(&format!("{dir} as {name}: {} {files}, {content}", archive.files));
     let answer = client.upload(&target(&name, &arguments.aliases), archive.length, &mut archive);
     archive.progress.finish();
@@ -295,7 +294,7 @@ impl Progress {
         let percent = self.sent * 100 / self.total.max(1);
         if self.is_shown && self.percent_shown != Some(percent) {
             self.percent_shown = Some(percent);
-            let (sent, total) = (size(self.sent), size(self.total));
+            let (sent, total) = (units::readable(self.sent), units::readable(self.total));
             let _ = write!(io::stderr(), "\rsending {percent} % ({sent} of {total})\x1b[K");
         }
     }
@@ -323,7 +322,7 @@ fn target(name: &str, aliases: &[String]) -> String {
 fn name(given: Option<&str>, root: &Path) -> Result<String, Failure> {
     match given {
         Some(given) => {
-            let clean = cleaned(given);
+            let clean = conf::clean_name(given);
             if clean == given && !clean.is_empty() {
                 return Ok(clean);
             }
@@ -335,36 +334,13 @@ fn name(given: Option<&str>, root: &Path) -> Result<String, Failure> {
         }
         None => {
             let folder = root.file_name().unwrap_or_default().to_string_lossy();
-            let clean = cleaned(&folder);
+            let clean = conf::clean_name(&folder);
             if clean.is_empty() {
                 let root = root.display();
                 return Err(Failure::Input(format!("no name can be made of {root}; give one with --name")));
             }
             Ok(clean)
         }
-    }
-}
-
-fn cleaned(name: &str) -> String {
-    let mut clean = String::new();
-    for c in name.chars().map(|c| c.to_ascii_lowercase()) {
-        if c.is_ascii_alphanumeric() {
-            clean.push(c);
-        } else if !clean.is_empty() && !clean.ends_with('-') {
-            clean.push('-');
-        }
-    }
-    clean.truncate(NAME_CHARS_MAX);
-    clean.truncate(clean.trim_end_matches('-').len());
-    clean
-}
-
-fn size(bytes: u64) -> String {
-    let kilobytes = bytes as f64 / 1024.0;
-    match bytes {
-        0..1024 => format!("{bytes} bytes"),
-        1024..1_048_576 => format!("{kilobytes:.1} KB"),
-        _ => format!("{:.1} MB", kilobytes / 1024.0),
     }
 }
 
@@ -568,7 +544,7 @@ mod tests {
     #[test]
     fn names_are_cleaned() {
         let check = |folder: &str, expected: &str| {
-            assert_eq!(cleaned(folder), expected, "folder: {folder:?}");
+            assert_eq!(conf::clean_name(folder), expected, "folder: {folder:?}");
         };
         check("", "");
         check("---", "");
@@ -580,14 +556,5 @@ mod tests {
         check("Über", "ber");
         check(&"a".repeat(60), &"a".repeat(52));
         check(&format!("{}-b", "a".repeat(51)), &"a".repeat(51));
-    }
-
-    #[test]
-    fn sizes_are_readable() {
-        let check = |bytes: u64, expected: &str| assert_eq!(size(bytes), expected);
-        check(0, "0 bytes");
-        check(1023, "1023 bytes");
-        check(1536, "1.5 KB");
-        check(5 * 1_048_576, "5.0 MB");
     }
 }

@@ -102,7 +102,7 @@ pub struct Functions {
     pub bundle: u64,
     /// An instance without work for this long is ended.
     pub idle: Duration,
-    /// At most, a function.
+    /// At most, of all functions together.
     pub instances: usize,
     /// Invocations that wait for an instance, at most, a function. The next one gets 503.
     pub queue: usize,
@@ -455,7 +455,7 @@ pub fn name_of_folder(path: &Path) -> Option<String> {
 }
 
 /// Lower case, and one hyphen in place of everything else that a host name cannot have.
-fn clean_name(text: &str) -> String {
+pub fn clean_name(text: &str) -> String {
     let mut name = String::new();
     for c in text.chars().map(|c| c.to_ascii_lowercase()) {
         match c {

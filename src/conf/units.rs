@@ -98,6 +98,15 @@ fn scaled(number: &str, per_unit: u64) -> Option<u128> {
     Some(whole * u128::from(per_unit) + u128::from(decimals) * u128::from(per_unit) / divisor)
 }
 
+pub fn readable(bytes: u64) -> String {
+    let kilobytes = bytes as f64 / 1024.0;
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..1_048_576 => format!("{kilobytes:.1} KB"),
+        _ => format!("{:.1} MB", kilobytes / 1024.0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,5 +201,14 @@ mod tests {
         for text in ["0s", "1ms", "1500ms", "3s", "1m", "90s", "1h", "1d", "36h"] {
             assert_eq!(duration_text(duration(text, ANY_DURATION).unwrap()), text);
         }
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        let check = |bytes: u64, expected: &str| assert_eq!(readable(bytes), expected);
+        check(0, "0 bytes");
+        check(1023, "1023 bytes");
+        check(1536, "1.5 KB");
+        check(5 * 1_048_576, "5.0 MB");
     }
 }

@@ -194,6 +194,12 @@ impl Registry {
         let conf = self.world.load().conf.clone();
         let made = self.store.finish(name, scratch, now, &limits(&conf))?;
         let _changing = self.change.lock();
+        if !self.store.holds(&made.deployment.id) {
+            return Err(Unchanged::InUse(format!(
+                "{} was removed in the meantime; deploy it again",
+                made.deployment.id
+            )));
+        }
         let world = self.world.load();
         let mut deployments = world.deployments.clone();
         let mut table = world.aliases.clone();

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::project::{self, FunctionSpec, SourceFile, StaticSpec};
 use super::{Content, Deployment, DeploymentId, Limits, Project, StaticFile, UpstreamUrl, bundle, globs};
+use crate::conf::units;
 use crate::functions::Function;
 use crate::routing::Router;
 use crate::static_files;
@@ -241,6 +242,11 @@ impl Store {
         };
         write().map_err(io_error(format_args!("keeping the deployment in {}", place.display())))?;
         self.load(&place)
+    }
+
+    /// Whether it is there.
+    pub fn holds(&self, id: &DeploymentId) -> bool {
+        self.folder(id).join("manifest.json").exists()
     }
 
     /// Takes a deployment off the disk.
@@ -497,12 +503,14 @@ fn statics(
             let file = by_path
                 .get(spec.file.as_str())
                 .ok_or_else(|| Refused::Io(format!("{}: is not among the files", spec.file)))?;
+            let digest = blake3::Hash::from_hex(&file.digest)
+                .map_err(|error| Refused::Io(format!("the digest of {}: {error}", spec.file)))?;
             let name = spec.file.rsplit('/').next().unwrap_or(&spec.file);
             Ok(StaticFile {
                 url: spec.url.clone(),
                 path: files.join(&spec.file),
                 bytes: file.bytes,
-                etag: static_files::etag(file.digest.as_bytes()),
+                etag: static_files::etag(digest.as_bytes()),
                 content_type: spec.content_type.clone().unwrap_or_else(|| static_files::content_type(&spec.file)),
                 disposition: static_files::content_disposition(name),
                 modified: created,
@@ -528,10 +536,10 @@ fn check_bundle(files: &Path, manifest: &Manifest, function: &FunctionSpec, limi
     let bytes = bundle.bytes.saturating_sub(spared);
     if bytes > limits.bundle_bytes {
         return Err(format!(
-            "{}: the function and what it can load have {:.1} MB, and {} MB are allowed (functions.bundle); load less, or name files in excludeFiles",
+            "{}: the function and what it can load have {}, and {} are allowed (functions.bundle); load less, or name files in excludeFiles",
             function.entry,
-            bytes as f64 / 1_048_576.0,
-            limits.bundle_bytes >> 20
+            units::readable(bytes),
+            units::readable(limits.bundle_bytes)
         ));
     }
     Ok(())

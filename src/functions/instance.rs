@@ -63,6 +63,8 @@ pub struct Setting<'a> {
     /// Holds the sockets; short, because a socket's path has 107 bytes at most.
     pub sockets: &'a Path,
     pub region: &'a str,
+    /// Bytes that the instance may use.
+    pub memory: u64,
 }
 
 /// A started process, before it is ready.
@@ -80,6 +82,8 @@ pub fn start(id: InstanceId, function: Arc<Function>, setting: &Setting<'_>) -> 
     let control = UnixListener::bind(&control_path)?;
     let mut command = Command::new(setting.node);
     command
+        // The heap ends where the function's memory does; an instance that needs more ends alone.
+        .arg(format!("--max-old-space-size={}", setting.memory >> 20))
         .arg(setting.launcher)
         .current_dir(&function.root)
         .env_clear()

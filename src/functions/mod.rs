@@ -42,6 +42,8 @@ pub struct Function {
     pub root: PathBuf,
     /// What the project asks for; the configuration's limit holds as well.
     max_duration: Option<Duration>,
+    /// Bytes; the same.
+    memory: Option<u64>,
     pub breaker: Breaker,
     env: Vec<(String, String)>,
     deployment: DeploymentId,
@@ -56,6 +58,7 @@ impl Function {
             entry: files.join(&spec.entry),
             root: files.to_owned(),
             max_duration: spec.max_duration_s.map(Duration::from_secs),
+            memory: spec.memory_mb.map(|mb| mb << 20),
             breaker: Breaker::default(),
             env: project.env.clone(),
             deployment: id.clone(),
@@ -239,9 +242,16 @@ impl Functions {
     /// The life of one instance.
     async fn run(self: Arc<Functions>, id: InstanceId, function: Arc<Function>) {
         let began = Instant::now();
-        let node = self.limits.lock().node.clone();
+        let limits = self.limits.lock().clone();
+        let memory = function.memory.map_or(limits.memory, |own| own.min(limits.memory));
         let launcher = self.folder.path().join("launcher.mjs");
-        let setting = Setting { node: &node, launcher: &launcher, sockets: self.folder.path(), region: &self.region };
+        let setting = Setting {
+            node: &limits.node,
+            launcher: &launcher,
+            sockets: self.folder.path(),
+            region: &self.region,
+            memory,
+        };
         match instance::start(id, function.clone(), &setting) {
             Ok(started) => {
                 self.metrics.function_starts.inc();

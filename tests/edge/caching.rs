@@ -677,9 +677,11 @@ async fn an_answer_that_is_the_last_of_its_connection_says_so() {
     origin.on("/reset", Reply::ok("").framing(Framing::Reset));
     origin.on("/503", Reply::ok("broken").status(503));
     let node = Node::before(&origin).await;
-    for (host, path, end) in
-        [(SHOP, "/reset", "ROUTER_EXTERNAL_TARGET_ERROR\n\n"), (SHOP, "/503", "broken"), ("nobody.test", "/", "sfo1:")]
-    {
+    for (host, path, end) in [
+        (SHOP, "/reset", "ROUTER_EXTERNAL_TARGET_ERROR\n\n"),
+        (SHOP, "/503", "broken"),
+        ("nobody.test", "/", "DEPLOYMENT_NOT_FOUND\n\n"),
+    ] {
         let mut connection = Reading::connect(node.address).await;
         connection.ask("GET", host, path, "").await;
         connection.until(end).await;
