@@ -185,6 +185,13 @@ impl Store {
         if !source.is_dir() {
             return Err(Refused::Io(format!("{}: is not a folder; a project is a folder", source.display())));
         }
+        // A folder that did not change since the last time, which is usual at a reload, is read but not copied.
+        let known = id(&digest(name, None, &self.list(&source)?));
+        if self.holds(&known)
+            && let Ok(made) = self.load(&self.folder(&known))
+        {
+            return Ok(made);
+        }
         let scratch = self.scratch().map_err(io_error("making a deployment"))?;
         let files = scratch.path().join("files");
         fs::create_dir(&files).map_err(io_error("making a deployment"))?;
@@ -200,7 +207,7 @@ impl Store {
         now: SystemTime,
         limits: &Limits,
     ) -> Result<Made, Refused> {
-        let files = list(&scratch.path().join("files"))?;
+        let files = self.list(&scratch.path().join("files"))?;
         let digest = digest(name, None, &files);
         let manifest = Manifest {
             version: VERSION,
@@ -306,15 +313,18 @@ impl Store {
         Ok(Made { deployment: Arc::new(deployment), aliases, warnings })
     }
 
-    /// Copies a project; a link is followed while it stays inside, and refused otherwise.
-    fn copy_folder(&self, source: &Path, target: &Path) -> Result<(), Refused> {
-        let own = self.root.clone();
-        let walk =
-            walkdir::WalkDir::new(source).follow_links(true).sort_by_file_name().into_iter().filter_entry(
-                move |entry| !LEFT_OUT.iter().any(|name| entry.file_name() == *name) && entry.path() != own,
-            );
+    /// Visits a project; a link is followed while it stays inside, and refused otherwise.
+    fn walk(
+        &self,
+        source: &Path,
+        mut visit: impl FnMut(&Path, &walkdir::DirEntry) -> Result<(), Refused>,
+    ) -> Result<(), Refused> {
+        let is_part = |entry: &walkdir::DirEntry| {
+            !LEFT_OUT.iter().any(|name| entry.file_name() == *name) && entry.path() != self.root
+        };
+        let walk = walkdir::WalkDir::new(source).follow_links(true).sort_by_file_name().into_iter();
         let (mut files, mut bytes) = (0, 0);
-        for entry in walk {
+        for entry in walk.filter_entry(is_part) {
             let entry = entry.map_err(|error| Refused::Io(format!("reading {}: {error}", source.display())))?;
             let relative = entry.path().strip_prefix(source).map_err(|error| Refused::Io(error.to_string()))?;
             if entry.path_is_symlink() {
@@ -327,19 +337,51 @@ impl Store {
                     )]));
                 }
             }
-            let place = target.join(relative);
-            if entry.file_type().is_dir() {
-                fs::create_dir_all(&place).map_err(io_error(place.display()))?;
-            } else if entry.file_type().is_file() {
+            if entry.file_type().is_file() {
                 files += 1;
-                bytes += fs::copy(entry.path(), &place).map_err(io_error(entry.path().display()))?;
+                bytes += entry.metadata().map_or(0, |metadata| metadata.len());
                 within(files, bytes)?;
-            } else {
+            } else if !entry.file_type().is_dir() {
                 return Err(Refused::Project(vec![format!("{}: is neither a file nor a folder", relative.display())]));
             }
+            visit(relative, &entry)?;
         }
         Ok(())
     }
+
+    /// All files of a folder, sorted, with their digests.
+    fn list(&self, folder: &Path) -> Result<Vec<ManifestFile>, Refused> {
+        let mut files = Vec::new();
+        self.walk(folder, |relative, entry| {
+            if entry.file_type().is_file() {
+                files.push(describe(relative, entry.path())?);
+            }
+            Ok(())
+        })?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(files)
+    }
+
+    fn copy_folder(&self, source: &Path, target: &Path) -> Result<(), Refused> {
+        self.walk(source, |relative, entry| {
+            let place = target.join(relative);
+            if entry.file_type().is_dir() {
+                fs::create_dir_all(&place).map_err(io_error(place.display()))
+            } else {
+                fs::copy(entry.path(), &place).map(drop).map_err(io_error(entry.path().display()))
+            }
+        })
+    }
+}
+
+fn describe(relative: &Path, path: &Path) -> Result<ManifestFile, Refused> {
+    let Some(name) = relative.to_str() else {
+        return Err(Refused::Project(vec![format!("{}: the name is not UTF-8", relative.display())]));
+    };
+    let mut hasher = blake3::Hasher::new();
+    let mut file = File::open(path).map_err(io_error(name))?;
+    let bytes = io::copy(&mut file, &mut hasher).map_err(io_error(name))?;
+    Ok(ManifestFile { path: name.to_owned(), bytes, digest: hasher.finalize().to_hex().to_string() })
 }
 
 fn within(files: usize, bytes: u64) -> Result<(), Refused> {
@@ -440,27 +482,6 @@ fn plain(path: &Path) -> Option<PathBuf> {
             _ => None,
         })
         .collect()
-}
-
-/// All files below a folder, sorted, with their digests.
-fn list(folder: &Path) -> Result<Vec<ManifestFile>, Refused> {
-    let mut files = Vec::new();
-    for entry in walkdir::WalkDir::new(folder).sort_by_file_name() {
-        let entry = entry.map_err(|error| Refused::Io(error.to_string()))?;
-        if !entry.file_type().is_file() {
-            continue;
-        }
-        let relative = entry.path().strip_prefix(folder).map_err(|error| Refused::Io(error.to_string()))?;
-        let Some(path) = relative.to_str() else {
-            return Err(Refused::Project(vec![format!("{}: the name is not UTF-8", relative.display())]));
-        };
-        let mut hasher = blake3::Hasher::new();
-        let mut file = File::open(entry.path()).map_err(io_error(path))?;
-        let bytes = io::copy(&mut file, &mut hasher).map_err(io_error(path))?;
-        files.push(ManifestFile { path: path.to_owned(), bytes, digest: hasher.finalize().to_hex().to_string() });
-    }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(files)
 }
 
 type ReadProject = (Option<project::Project>, Option<UpstreamUrl>);
