@@ -44,7 +44,7 @@ impl Edge {
         let conf = Arc::new(conf);
         let metrics = Arc::new(Metrics::default());
         let registry = Registry::open(conf.clone(), clock.now()).map_err(|error| error.to_string())?;
-        let functions = Functions::new(&conf, runtime, metrics.clone())
+        let functions = Functions::new(&conf, &registry.store().root().join("run"), runtime, metrics.clone())
             .map_err(|error| format!("cannot prepare functions: {error}"))?;
         // Pingora wants these for good: a process has one of each.
         let tiers: &'static Tiers = Box::leak(Box::new(Tiers::new(conf.cache.memory, conf.threads, clock.clone())));

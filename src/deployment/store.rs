@@ -4,7 +4,8 @@
 //! DATA/deployments/ID/manifest.json     what it is: name, files with size and digest
 //! DATA/deployments/ID/files/…           the files, as deployed
 //! DATA/aliases.json                     host -> deployment
-//! DATA/tmp/…                            what is being made; emptied at start
+//! DATA/tmp/PID-…                        what a process is making
+//! DATA/run/PID-…                        its sockets; both are removed when the process is gone
 //! ```
 //! A deployment is made in `tmp`, written to the disk, and moved into place by one rename: it is there whole or not at all, whenever the
 //! process or the machine dies.
@@ -110,12 +111,10 @@ impl Store {
         fs::create_dir_all(root).map_err(told("make", root))?;
         // Absolute: functions run in folders of their own.
         let root = root.canonicalize()?;
-        let tmp = root.join("tmp");
-        if tmp.exists() {
-            fs::remove_dir_all(&tmp).map_err(told("empty", &tmp))?;
-        }
-        for folder in [&tmp, &root.join("deployments")] {
-            fs::create_dir_all(folder).map_err(told("make", folder))?;
+        fs::create_dir_all(root.join("deployments")).map_err(told("make", &root.join("deployments")))?;
+        for folder in [root.join("tmp"), root.join("run")] {
+            fs::create_dir_all(&folder).map_err(told("make", &folder))?;
+            remove_orphans(&folder).map_err(told("clear", &folder))?;
         }
         Ok(Store { root, domain: domain.to_owned(), placing: Mutex::default() })
     }
@@ -126,7 +125,7 @@ impl Store {
 
     /// A place for something that is being made; gone again when dropped.
     pub fn scratch(&self) -> io::Result<tempfile::TempDir> {
-        tempfile::Builder::new().prefix("making-").tempdir_in(self.root.join("tmp"))
+        tempfile::Builder::new().prefix(&own_prefix()).tempdir_in(self.root.join("tmp"))
     }
 
     fn folder(&self, id: &DeploymentId) -> PathBuf {
@@ -382,6 +381,26 @@ fn describe(relative: &Path, path: &Path) -> Result<ManifestFile, Refused> {
     let mut file = File::open(path).map_err(io_error(name))?;
     let bytes = io::copy(&mut file, &mut hasher).map_err(io_error(name))?;
     Ok(ManifestFile { path: name.to_owned(), bytes, digest: hasher.finalize().to_hex().to_string() })
+}
+
+/// What this process keeps in `tmp` and `run` begins with this, so that others know whose it is.
+pub fn own_prefix() -> String {
+    format!("{}-", std::process::id())
+}
+
+/// Removes what processes left behind that are gone; another one may be working on the same data.
+fn remove_orphans(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.split('-').next()).and_then(|pid| pid.parse::<u32>().ok());
+        let is_alive =
+            owner.is_some_and(|pid| pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists());
+        if !is_alive {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn within(files: usize, bytes: u64) -> Result<(), Refused> {

@@ -19,13 +19,16 @@ use tokio::task::AbortHandle;
 use self::instance::{Instance, Message, Messages, Setting, Started};
 use self::pool::{Action, Bounds, Census, Event, FunctionKey, InstanceId, Pool, Refusal, Ticket};
 use crate::conf;
-use crate::deployment::DeploymentId;
 use crate::deployment::project::{FunctionSpec, Project};
+use crate::deployment::{DeploymentId, store};
 use crate::lock::breaker::Breaker;
 use crate::metrics::Metrics;
 
 /// The program that loads a function inside its process.
 const LAUNCHER: &str = include_str!("launcher.mjs");
+
+/// A socket's path has 107 bytes at most, and `/PID-XXXXXX/NUMBER.control` belongs to it.
+const RUN_BYTES_MAX: usize = 70;
 
 /// How long an invocation waits for an instance to become free, at most.
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -116,8 +119,12 @@ pub struct Functions {
 
 impl Functions {
     /// `runtime` carries the processes; it has to outlive them.
-    pub fn new(conf: &conf::Conf, runtime: Handle, metrics: Arc<Metrics>) -> io::Result<Arc<Functions>> {
-        let folder = tempfile::Builder::new().prefix("perigee-").tempdir()?;
+    /// Sockets go below `run`, which the next process clears after us, unless its path leaves no room for a socket's name.
+    pub fn new(conf: &conf::Conf, run: &Path, runtime: Handle, metrics: Arc<Metrics>) -> io::Result<Arc<Functions>> {
+        let prefix = store::own_prefix();
+        let mut folder = tempfile::Builder::new();
+        let folder = folder.prefix(&prefix);
+        let folder = if run.as_os_str().len() <= RUN_BYTES_MAX { folder.tempdir_in(run)? } else { folder.tempdir()? };
         std::fs::write(folder.path().join("launcher.mjs"), LAUNCHER)?;
         Ok(Arc::new(Functions {
             pool: Mutex::new(Pool::new(bounds(&conf.functions))),
@@ -190,6 +197,8 @@ impl Functions {
     /// Ends all instances; nothing is lent and nothing starts any more.
     pub fn shut_down(self: &Arc<Functions>) {
         self.apply(Event::Close);
+        // The process may end without running destructors.
+        let _ = std::fs::remove_dir_all(self.folder.path());
     }
 
     fn apply(self: &Arc<Functions>, event: Event) {

@@ -235,7 +235,12 @@ async fn thirty_with_pragma_on_a_stale_entry_cost_one_call_and_are_all_revalidat
     make_stale(&node, &origin, "/a", WINDOW).await;
     let gate = Gate::default();
     origin.on("/a", Reply::cached("new", "s-maxage=1000").held(&gate));
-    let answers = burst_at(&node, 30, "/a", &[("pragma", "no-cache")], &gate, &origin).await;
+    let slot = node.key("http://shop.test/a").0;
+    let opener = async {
+        node.until("all others wait", || node.edge.lock.0.table.waiting(&slot) == Some(29)).await;
+        gate.open();
+    };
+    let answers = tokio::join!(node.burst_with(30, SHOP, "/a", &[("pragma", "no-cache")]), opener).0;
     for answer in &answers {
         assert_eq!((answer.status, answer.text().as_str(), answer.complete), (200, "new", true));
     }

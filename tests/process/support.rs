@@ -1,10 +1,11 @@
 //! A node as its operator has it: the program, its configuration file, its ports, its standard error.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -65,7 +66,7 @@ impl Run {
     }
 }
 
-/// A folder of its own and two ports that were free a moment ago.
+/// A folder, a loopback address and two ports of its own.
 pub struct Place {
     pub dir: Arc<TempDir>,
     pub http: SocketAddr,
@@ -74,7 +75,11 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Place {
-        let free = || TcpListener::bind("127.0.0.1:0").expect("a port");
+        // An address of its own: nobody else takes a port of it between now and the node's start.
+        static PLACES: AtomicU8 = AtomicU8::new(1);
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let ip = Ipv4Addr::new(127, 64 + high % 64, low, PLACES.fetch_add(1, Ordering::Relaxed));
+        let free = || TcpListener::bind((ip, 0)).expect("a port");
         let (http, admin) = (free(), free());
         let address = |listener: &TcpListener| listener.local_addr().expect("an address");
         Place { dir: Arc::new(tempfile::tempdir().expect("a folder")), http: address(&http), admin: address(&admin) }
