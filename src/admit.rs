@@ -2,6 +2,7 @@
 //! code stands for what went wrong. No waiting, no sockets.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
@@ -20,6 +21,10 @@ use crate::proxy::Edge;
 use crate::routing::{self, ListEntry, Resolution, RoutingError, Target as RouteTarget};
 use crate::static_origin::{self, StaticRef};
 use crate::upstream::{self, Target};
+
+/// A request body may be slow for this long, and has to come this fast on the whole afterwards, or it would hold an instance.
+const UPLOAD_GRACE: Duration = Duration::from_secs(30);
+const UPLOAD_BYTES_PER_S_MIN: u64 = 16 * 1024;
 
 /// What becomes of a request.
 pub enum Admitted {
@@ -77,6 +82,10 @@ fn arrive(session: &Session, exchange: &mut Exchange) {
     let downstream = session.as_downstream();
     exchange.background = downstream.is_subrequest();
     exchange.client = downstream.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
+    if exchange.background {
+        // It is made for everybody; Pingora hands on the address of whoever started it.
+        exchange.client = None;
+    }
     if downstream.digest().is_some_and(|digest| digest.ssl_digest.is_some()) {
         exchange.scheme = "https";
     }
@@ -190,11 +199,17 @@ fn fields(list: &[(HeaderName, HeaderValue)]) -> HeaderMap {
 fn key(exchange: &Exchange, path: &str, query: Option<&str>) -> Option<Key> {
     let deployment = exchange.deployment.as_ref()?;
     let query = exchange.query.as_deref().or(query);
+    let rewritten;
     let (kind, origin) = match &exchange.origin {
         Origin::None => return None,
         Origin::Static(file) => (Kind::Static, file.file().ok()?.url.as_str()),
         Origin::Function(function) => (Kind::Function, function.path.as_str()),
-        Origin::Upstream(target) => (Kind::Upstream, target.path_and_query.as_deref().unwrap_or("")),
+        Origin::Upstream(target) if target.rewritten => {
+            // Routes can choose the target's host by cookies and other fields: all of it belongs to the key.
+            rewritten = target.to_string();
+            (Kind::Upstream, rewritten.as_str())
+        }
+        Origin::Upstream(_) => (Kind::Upstream, ""),
     };
     Some(Key::of(&Parts {
         deployment: &deployment.id.0,
@@ -212,6 +227,29 @@ fn too_large(exchange: &Exchange, headers: &HeaderMap) -> Option<Code> {
     let limit = exchange.world.conf.functions.request_body;
     let announced = policy::content_length(headers)?;
     (matches!(exchange.origin, Origin::Function(_)) && announced > limit).then_some(Code::FunctionPayloadTooLarge)
+}
+
+/// Why the rest of a request body is not waited for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BodyRefused {
+    TooLarge,
+    TooSlow,
+}
+
+/// Whether a function is to be given more of the request body (the bytes so far are counted in the exchange).
+pub fn body(exchange: &Exchange, end: bool, now: Instant) -> std::result::Result<(), BodyRefused> {
+    if !matches!(exchange.origin, Origin::Function(_)) {
+        return Ok(());
+    }
+    let bytes = exchange.request_body_bytes;
+    if bytes > exchange.world.conf.functions.request_body {
+        return Err(BodyRefused::TooLarge);
+    }
+    let allowed = UPLOAD_GRACE + Duration::from_secs(bytes / UPLOAD_BYTES_PER_S_MIN);
+    if !end && now.saturating_duration_since(exchange.began) > allowed {
+        return Err(BodyRefused::TooSlow);
+    }
+    Ok(())
 }
 
 /// Makes the claim of a request that goes to the cache.
@@ -257,7 +295,7 @@ pub fn note_failure(exchange: &mut Exchange, error: &Error) {
     }
     let code = match &exchange.origin {
         Origin::Function(function) => {
-            function.breaker.failed(std::time::Instant::now());
+            function.breaker.failed(Instant::now());
             match &exchange.loan {
                 Some(loan) if loan.timed_out() => Code::FunctionInvocationTimeout,
                 _ => Code::FunctionInvocationFailed,

@@ -29,14 +29,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::access;
 use crate::cache::entry::Entry;
 use crate::cache::status::{Outcome, State};
+use crate::deployment::DeploymentId;
 use crate::exchange::{self, Exchange};
-use crate::proxy::{Edge, KEEPALIVE_S, Proxy};
+use crate::proxy::{Edge, KEEPALIVE_S, Proxy, WRITE_TIMEOUT};
 use crate::storage::memory::Slot;
 
 /// A request's header has to be there within this, counted from its first byte.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// An answer that a client does not take is given up.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longer headers are for the other path to judge.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 const FIELDS_MAX: usize = 64;
@@ -70,7 +69,7 @@ pub struct Prepared {
     /// The status line and all lines that stay the same.
     head: Bytes,
     vercel: bool,
-    deployment: Arc<crate::deployment::Deployment>,
+    deployment: DeploymentId,
     authority: Box<str>,
 }
 
@@ -140,7 +139,7 @@ impl Index {
             entry: entry.number,
             head: head(response),
             vercel: exchange.world.conf.headers.vercel,
-            deployment: deployment.clone(),
+            deployment: deployment.id.clone(),
             authority: exchange.authority.as_str().into(),
         };
         self.heads.insert(place, Arc::new(prepared));
@@ -288,7 +287,7 @@ impl Front {
                 bytes_in: 0,
                 bytes_out: answer.entry.body.len(),
                 began,
-                deployment: Some(&answer.prepared.deployment.id),
+                deployment: Some(&answer.prepared.deployment),
                 client: client(stream),
                 ..access::Line::default()
             }
@@ -317,7 +316,7 @@ async fn read_header(stream: &mut Stream, buffer: &mut BytesMut) -> Option<()> {
     let mut deadline = None;
     loop {
         if !buffer.is_empty()
-            && (contains(buffer, b"\r\n\r\n") || contains(buffer, b"\n\n") || buffer.len() > HEADER_BYTES_MAX)
+            && (contains(buffer, b"\n\r\n") || contains(buffer, b"\n\n") || buffer.len() > HEADER_BYTES_MAX)
         {
             return Some(());
         }
@@ -332,6 +331,17 @@ async fn read_header(stream: &mut Stream, buffer: &mut BytesMut) -> Option<()> {
             _ => return None,
         }
     }
+}
+
+/// Each step has its time: a client that is slow is served, one that stands still is not.
+async fn write_out(stream: &mut Stream, bytes: &mut (impl Buf + Send)) -> Option<()> {
+    while bytes.has_remaining() {
+        match fast_timeout(WRITE_TIMEOUT, stream.write_buf(bytes)).await {
+            Ok(Ok(written)) if written > 0 => {}
+            _ => return None,
+        }
+    }
+    fast_timeout(WRITE_TIMEOUT, stream.flush()).await.ok()?.ok()
 }
 
 #[async_trait]
@@ -352,17 +362,11 @@ impl ServerApp for Front {
             };
             self.edge.in_flight.fetch_add(1, Ordering::Relaxed);
             let mut bytes = Buf::chain(&answer.head[..], &answer.entry.body[..]);
-            let written = fast_timeout(WRITE_TIMEOUT, async {
-                stream.write_all_buf(&mut bytes).await?;
-                stream.flush().await
-            })
-            .await;
+            let written = write_out(&mut stream, &mut bytes).await;
             self.account(&answer, &request, &stream, began);
             let consumed = request.bytes;
             self.edge.in_flight.fetch_sub(1, Ordering::Relaxed);
-            if !matches!(written, Ok(Ok(()))) {
-                return None;
-            }
+            written?;
             buffer.advance(consumed);
         }
     }

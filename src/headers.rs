@@ -37,9 +37,9 @@ pub fn check(request: &RequestHeader) -> std::result::Result<(), Code> {
     if request.raw_path().len() > URL_BYTES_MAX {
         return Err(Code::UrlTooLong);
     }
-    // RFC 9112 section 3.2: origin form, absolute form, or the asterisk.
+    // RFC 9112 section 3.2: origin form or the asterisk; the absolute form has been made the former.
     let target = request.raw_path();
-    if !target.starts_with(b"/") && target != b"*" && request.uri.authority().is_none() {
+    if !target.starts_with(b"/") && target != b"*" {
         return Err(Code::MalformedRequestHeader);
     }
     let mut bytes = 0;
@@ -53,6 +53,18 @@ pub fn check(request: &RequestHeader) -> std::result::Result<(), Code> {
         return Err(Code::RequestHeaderTooLarge);
     }
     Ok(())
+}
+
+/// Makes the origin form of the absolute one (RFC 9112 section 3.2.2), if its authority is the one in `Host`: two that differ are a trick.
+/// Pingora keeps the absolute form beside a URI that has the path alone.
+pub fn to_origin_form(request: &mut RequestHeader) {
+    let absolute = std::str::from_utf8(request.raw_path()).ok().and_then(|target| target.parse::<http::Uri>().ok());
+    let Some(authority) = absolute.as_ref().and_then(http::Uri::authority) else { return };
+    let host = request.headers.get(HOST).map_or(&b""[..], |host| host.as_bytes());
+    if host.eq_ignore_ascii_case(authority.as_str().as_bytes()) {
+        let uri = request.uri.clone();
+        request.set_uri(uri);
+    }
 }
 
 /// The authority that the client asked for, in its one form: lower case, no final dot, no usual port. `None` when it makes no sense.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 
 use crate::access;
-use crate::admit::{self, Admitted};
+use crate::admit::{self, Admitted, BodyRefused};
 use crate::cache::policy::{self, NotStored};
 use crate::cache::vary;
 use crate::clock::Clock;
@@ -37,6 +37,9 @@ use crate::upstream::Names;
 
 /// How long an idle connection of a client is kept. Pingora would keep it for good after the first request.
 pub const KEEPALIVE_S: u64 = 75;
+
+/// A client that takes nothing for this long is given up. Pingora would wait for good.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A requester may be woken to look again this often: by the arbiter, by a leader, and by each of the ten who go alone.
 const LOCK_RETRIES_MAX: usize = 64;
@@ -79,12 +82,14 @@ impl ProxyHttp for Proxy {
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        session.as_downstream_mut().set_write_timeout(Some(WRITE_TIMEOUT));
         if session.as_downstream().get_keepalive().is_some() {
             session.as_downstream_mut().set_keepalive(Some(KEEPALIVE_S));
         }
         if session.as_downstream().supports_proxy_task_api() {
             session.set_proxy_tasks_enabled(true);
         }
+        headers::to_origin_form(session.req_header_mut());
         match admit::request(session, exchange) {
             Admitted::ToOrigin => return Ok(false),
             Admitted::Failed(code) => deliver::error(session, exchange, code).await?,
@@ -221,20 +226,24 @@ impl ProxyHttp for Proxy {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.request_body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
-        if matches!(exchange.origin, Origin::Function(_))
-            && exchange.request_body_bytes > exchange.world.conf.functions.request_body
-        {
-            exchange.fail(Code::FunctionPayloadTooLarge);
-            return Err(Error::explain(
-                ErrorType::HTTPStatus(413),
-                "the request body is larger than functions.request_body",
-            ));
+        match admit::body(exchange, end, Instant::now()) {
+            Ok(()) => Ok(()),
+            Err(BodyRefused::TooLarge) => {
+                exchange.fail(Code::FunctionPayloadTooLarge);
+                Err(Error::explain(
+                    ErrorType::HTTPStatus(413),
+                    "the request body is larger than functions.request_body",
+                ))
+            }
+            Err(BodyRefused::TooSlow) => {
+                let why = Some("the request body comes too slowly".into());
+                Err(Error::create(ErrorType::HTTPStatus(408), ErrorSource::Downstream, why, None))
+            }
         }
-        Ok(())
     }
 
     async fn upstream_response_filter(
@@ -342,22 +351,23 @@ impl ProxyHttp for Proxy {
         if answered || client_gone {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
-        let shared_status = match exchange.claim.as_ref().map(|claim| claim.verdict()) {
-            Some(Verdict::Share(Failure::Status(status))) => Some(status),
+        let status = match (exchange.claim.as_ref().map(|claim| claim.verdict()), error.etype()) {
+            (Some(Verdict::Share(Failure::Status(status))), _) => Some(status),
+            (_, ErrorType::HTTPStatus(408)) => Some(408),
             _ => None,
         };
         let code = admit::code(exchange, error).await;
         exchange.outcome = Some(deliver::outcome(session.cache.phase(), exchange));
         // Pingora closes the connection after a failure; the client is told.
         session.as_downstream_mut().set_keepalive(None);
-        let told = match shared_status {
+        let told = match status {
             Some(status) => deliver::status(session, exchange, status).await,
             None => deliver::error(session, exchange, code).await,
         };
         if let Err(error) = told {
             log::debug!("a client did not take its error page: {error}");
         }
-        FailToProxy { error_code: shared_status.unwrap_or(code.status()), can_reuse_downstream: false }
+        FailToProxy { error_code: status.unwrap_or(code.status()), can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, exchange: &mut Exchange) {

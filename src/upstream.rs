@@ -2,6 +2,7 @@
 //! (The choice among regions will be made here.)
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -39,6 +40,13 @@ impl Target {
         let uri: http::Uri = url.parse().ok()?;
         let path_and_query = uri.path_and_query().map_or("/", |pq| pq.as_str()).to_owned();
         Some(Target { url: upstream, path_and_query: Some(path_and_query), rewritten: true })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.url.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.url.authority(), self.path_and_query.as_deref().unwrap_or(""))
     }
 }
 

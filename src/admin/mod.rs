@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
@@ -22,6 +22,7 @@ use crate::conf;
 use crate::deployment::alias::{Unchanged, World};
 use crate::deployment::store::{self, Refused};
 use crate::proxy::Edge;
+use crate::storage::Purge;
 
 /// A JSON body is not larger than this.
 const JSON_BYTES_MAX: usize = 1 << 20;
@@ -88,6 +89,10 @@ impl Admin {
             _ => {}
         }
         self.authorize(session)?;
+        // Any page that the operator has open could send a form here. Browsers say where a POST comes from; the commands say nothing.
+        if method != Method::GET && method != Method::HEAD && session.req_header().headers.contains_key(ORIGIN) {
+            return Err(Answer::error(403, "forbidden", "web pages may not give orders to the admin interface"));
+        }
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         match (&method, parts.as_slice()) {
             (&Method::GET | &Method::HEAD, [""]) => Ok(Answer::text(200, overview())),
@@ -196,6 +201,8 @@ impl Admin {
             edge.registry.deploy(&name, scratch, &aliases, edge.clock.now())
         })
         .await?;
+        // "If you ever need to invalidate the CDN cache, you can always re-deploy" (seed "Caching"): the same content has the same id.
+        self.edge.tiers.purge_owner(made.deployment.number, Purge::Delete);
         let world = self.edge.registry.world();
         let mut value = describe(&world, &made.deployment);
         value["warnings"] = made.warnings.into();
@@ -207,6 +214,7 @@ impl Admin {
         let edge = self.edge.clone();
         let removed = blocking(move || edge.registry.remove(&name)).await?;
         self.edge.functions.retire(&removed.id);
+        self.edge.tiers.purge_owner(removed.number, Purge::Delete);
         log::info!("removed {}", removed.id);
         Ok(Answer::json(200, &json!({"removed": removed.id})))
     }

@@ -14,6 +14,16 @@ pub const BODY_BYTES_MAX: u64 = 10 * 1_048_576;
 /// Names of the switch that turns the cache off for one request, as cookie or query parameter (seed "Caching").
 const SWITCHES: [&str; 2] = ["_now_no_cache", "_vercel_no_cache"];
 
+/// Request fields that the edge writes anew for each visitor.
+const PER_VISITOR: [&[u8]; 6] = [
+    b"x-forwarded-for",
+    b"x-real-ip",
+    b"x-zeit-co-forwarded-for",
+    b"x-vercel-forwarded-for",
+    b"x-now-id",
+    b"x-vercel-id",
+];
+
 /// Why the cache is not consulted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bypass {
@@ -93,6 +103,8 @@ pub enum NotStored {
     VaryAll,
     /// Every visitor would have a variant of his own, and a background refresh carries no cookies.
     VaryCookie,
+    /// By a field that the edge writes for each visitor: what the client sent under that name says nothing.
+    VaryVisitor,
     TooLarge,
 }
 
@@ -109,6 +121,7 @@ impl NotStored {
             NotStored::SetCookie => "set_cookie",
             NotStored::VaryAll => "vary_all",
             NotStored::VaryCookie => "vary_cookie",
+            NotStored::VaryVisitor => "vary_visitor",
             NotStored::TooLarge => "too_large",
         }
     }
@@ -166,6 +179,9 @@ fn vary(headers: &HeaderMap) -> Result<(), NotStored> {
             match name.trim_ascii() {
                 b"*" => return Err(NotStored::VaryAll),
                 name if name.eq_ignore_ascii_case(b"cookie") => return Err(NotStored::VaryCookie),
+                name if PER_VISITOR.iter().any(|ours| name.eq_ignore_ascii_case(ours)) => {
+                    return Err(NotStored::VaryVisitor);
+                }
                 _ => {}
             }
         }
@@ -245,6 +261,7 @@ mod tests {
         check(200, &[("cache-control", "s-maxage=60"), ("set-cookie", "a=b")], Err(NotStored::SetCookie));
         check(200, &[("cache-control", "s-maxage=60"), ("vary", "accept, *")], Err(NotStored::VaryAll));
         check(200, &[("cache-control", "s-maxage=60"), ("vary", "Cookie")], Err(NotStored::VaryCookie));
+        check(200, &[("cache-control", "s-maxage=60"), ("vary", "X-Forwarded-For")], Err(NotStored::VaryVisitor));
         check(200, &[("cache-control", "s-maxage=60"), ("vary", "accept")], Ok(60));
         check(200, &[("cache-control", "s-maxage=60"), ("content-length", "10485760")], Ok(60));
         check(200, &[("cache-control", "s-maxage=60"), ("content-length", "10485761")], Err(NotStored::TooLarge));

@@ -150,12 +150,12 @@ impl Functions {
     /// Lends an instance, starting one if need be.
     pub async fn lend(self: &Arc<Functions>, function: &Arc<Function>) -> Result<Loan, NotLent> {
         let ticket = Ticket(self.numbers.fetch_add(1, Ordering::Relaxed));
-        let (sender, mut receiver) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         self.tickets.lock().insert(ticket, sender);
         self.known.lock().insert(function.key.clone(), function.clone());
-        let mut asking = Asking { functions: self, ticket, function, over: false };
+        let mut asking = Asking { functions: self, ticket, function, receiver, over: false };
         self.apply(Event::Ask { ticket, function: function.key.clone() });
-        let told = tokio::time::timeout(QUEUE_WAIT_MAX, &mut receiver).await;
+        let told = tokio::time::timeout(QUEUE_WAIT_MAX, &mut asking.receiver).await;
         asking.over = matches!(told, Ok(Ok(_)));
         match told {
             Ok(Ok(Ok(id))) => {
@@ -229,7 +229,7 @@ impl Functions {
             }
             Action::Lend { ticket, instance } => {
                 let told = self.tickets.lock().remove(&ticket).is_some_and(|sender| sender.send(Ok(instance)).is_ok());
-                if told { Vec::new() } else { vec![Event::ClientDone(instance), Event::FunctionDone(instance)] }
+                if told { Vec::new() } else { vec![Event::Done(instance)] }
             }
             Action::Refuse { ticket, refusal } => {
                 if let Some(sender) = self.tickets.lock().remove(&ticket) {
@@ -265,6 +265,10 @@ impl Functions {
             Ok(started) => {
                 self.metrics.function_starts.inc();
                 self.instances.lock().insert(id, started.instance.clone());
+                // Stopped before there was anything to stop.
+                if !self.pool.lock().is_wanted(id) {
+                    started.instance.kill();
+                }
                 self.attend(id, &function, started, began).await;
                 self.instances.lock().remove(&id);
                 self.call_off(id);
@@ -315,7 +319,7 @@ impl Functions {
                 }
                 Message::End { .. } => {
                     self.call_off(id);
-                    self.apply(Event::FunctionDone(id));
+                    self.apply(Event::Done(id));
                 }
                 Message::Error { id: invocation, message, stack } => log::error!(
                     target: "function",
@@ -337,6 +341,7 @@ struct Asking<'a> {
     functions: &'a Arc<Functions>,
     ticket: Ticket,
     function: &'a Function,
+    receiver: oneshot::Receiver<Result<InstanceId, Refusal>>,
     over: bool,
 }
 
@@ -345,6 +350,11 @@ impl Drop for Asking<'_> {
         if !self.over {
             self.functions.tickets.lock().remove(&self.ticket);
             self.functions.apply(Event::Forget { ticket: self.ticket, function: self.function.key.clone() });
+            // Lent in the moment in which nobody looked any more.
+            self.receiver.close();
+            if let Ok(Ok(id)) = self.receiver.try_recv() {
+                self.functions.apply(Event::Done(id));
+            }
         }
     }
 }
@@ -420,8 +430,7 @@ impl Drop for Loan {
         let id = self.instance.id;
         if !self.sent {
             self.functions.call_off(id);
-            self.functions.apply(Event::FunctionDone(id));
+            self.functions.apply(Event::Done(id));
         }
-        self.functions.apply(Event::ClientDone(id));
     }
 }

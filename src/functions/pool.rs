@@ -1,7 +1,7 @@
 //! Which instance of which function does what: a state machine. Events in, actions out, the clock given; it touches nothing.
 //!
 //! ```text
-//!                    ready                    lend                    client and function done
+//!                    ready                    lend                    done
 //!   start ─▶ Starting ────▶ (idle or lent) ──────────▶ Busy ─────────────────────────────────▶ Idle or lent to the next
 //!               │ failed, too slow                       │ crashed, out of time                  │ idle too long,
 //!               ▼                                        ▼                                       ▼ or its place is needed
@@ -52,10 +52,9 @@ pub enum Event {
     },
     Ready(InstanceId),
     StartFailed(InstanceId),
-    /// The answer is with the client, or the client is gone.
-    ClientDone(InstanceId),
-    /// The function says that it has finished, with everything that it wanted to do after the answer.
-    FunctionDone(InstanceId),
+    /// The function says that it has finished, with everything that it wanted to do after the answer. Whether the client has taken all
+    /// of the answer does not matter: each invocation has a connection of its own, and a client that stands still holds no instance.
+    Done(InstanceId),
     /// It is not to be used again.
     Condemn(InstanceId),
     Exited(InstanceId),
@@ -106,7 +105,7 @@ struct Instance {
 enum State {
     Starting { since: Instant },
     Idle { since: Instant },
-    Busy { client_done: bool, function_done: bool },
+    Busy,
     Stopping,
 }
 
@@ -147,11 +146,16 @@ impl Pool {
             match instance.state {
                 State::Starting { .. } => census.starting += 1,
                 State::Idle { .. } => census.idle += 1,
-                State::Busy { .. } => census.busy += 1,
+                State::Busy => census.busy += 1,
                 State::Stopping => {}
             }
         }
         census
+    }
+
+    /// Whether an instance is to live.
+    pub fn is_wanted(&self, id: InstanceId) -> bool {
+        self.instances.get(&id).is_some_and(|instance| instance.state != State::Stopping)
     }
 
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Action> {
@@ -173,8 +177,11 @@ impl Pool {
                     self.start_failed(id, now, &mut actions);
                 }
             }
-            Event::ClientDone(id) => self.done(id, true, now, &mut actions),
-            Event::FunctionDone(id) => self.done(id, false, now, &mut actions),
+            Event::Done(id) => {
+                if self.instances.get(&id).is_some_and(|instance| instance.state == State::Busy) {
+                    self.free(id, now, &mut actions);
+                }
+            }
             Event::Condemn(id) => self.stop(id, &mut actions),
             Event::Exited(id) => self.exited(id, now, &mut actions),
             Event::Retire { deployment } => self.retire(&deployment, &mut actions),
@@ -245,7 +252,7 @@ impl Pool {
 
     fn lend(&mut self, ticket: Ticket, id: InstanceId, actions: &mut Vec<Action>) {
         if let Some(instance) = self.instances.get_mut(&id) {
-            instance.state = State::Busy { client_done: false, function_done: false };
+            instance.state = State::Busy;
             actions.push(Action::Lend { ticket, instance: id });
         }
     }
@@ -273,16 +280,6 @@ impl Pool {
             .collect();
         for key in short {
             self.start_for(&key, now, actions);
-        }
-    }
-
-    fn done(&mut self, id: InstanceId, client: bool, now: Instant, actions: &mut Vec<Action>) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        let State::Busy { client_done, function_done } = &mut instance.state else { return };
-        *client_done |= client;
-        *function_done |= !client;
-        if *client_done && *function_done {
-            self.free(id, now, actions);
         }
     }
 
@@ -344,7 +341,7 @@ impl Pool {
         let ids: Vec<InstanceId> = self
             .instances
             .iter()
-            .filter(|(_, instance)| of_it(&instance.function) && !matches!(instance.state, State::Busy { .. }))
+            .filter(|(_, instance)| of_it(&instance.function) && !matches!(instance.state, State::Busy))
             .map(|(id, _)| *id)
             .collect();
         for (_, function) in self.functions.iter_mut().filter(|(key, _)| of_it(key)) {
@@ -452,17 +449,13 @@ mod tests {
         s.at(0, ask(1, "a"), &["start 1 a"]);
         s.at(0, Event::Ready(id(1)), &["lend 1 1"]);
         s.at(0, ask(2, "a"), &["start 2 a"]);
-        s.at(1, Event::FunctionDone(id(1)), &[]);
-        s.at(1, Event::ClientDone(id(1)), &["lend 2 1"]);
+        s.at(1, Event::Done(id(1)), &["lend 2 1"]);
         s.at(1, Event::Ready(id(2)), &[]);
         s.at(1, ask(3, "a"), &["lend 3 2"]);
-        s.at(2, Event::ClientDone(id(2)), &[]);
-        s.at(2, Event::ClientDone(id(1)), &[]);
-        s.at(3, Event::FunctionDone(id(1)), &[]);
-        s.at(4, Event::FunctionDone(id(2)), &[]);
+        s.at(3, Event::Done(id(1)), &[]);
+        s.at(4, Event::Done(id(2)), &[]);
         s.at(5, ask(4, "a"), &["lend 4 2"]);
-        s.at(5, Event::FunctionDone(id(2)), &[]);
-        s.at(5, Event::ClientDone(id(2)), &[]);
+        s.at(5, Event::Done(id(2)), &[]);
         s.at(62, Event::Tick, &[]);
         s.at(63, Event::Tick, &["stop 1"]);
         s.at(65, Event::Tick, &["stop 2"]);
@@ -487,8 +480,7 @@ mod tests {
             let lend = format!("lend {n} {n}");
             s.at(1, Event::Ready(id(n)), &[lend.as_str()]);
         }
-        s.at(2, Event::FunctionDone(id(1)), &[]);
-        s.at(2, Event::ClientDone(id(1)), &["lend 5 1"]);
+        s.at(2, Event::Done(id(1)), &["lend 5 1"]);
     }
 
     #[test]
@@ -497,12 +489,10 @@ mod tests {
         s.at(0, ask(1, "a"), &["start 1 a"]);
         s.at(0, Event::Ready(id(1)), &["lend 1 1"]);
         s.at(0, ask(2, "b"), &[]);
-        s.at(1, Event::FunctionDone(id(1)), &[]);
-        s.at(1, Event::ClientDone(id(1)), &["stop 1"]);
+        s.at(1, Event::Done(id(1)), &["stop 1"]);
         s.at(1, Event::Exited(id(1)), &["start 2 b"]);
         s.at(1, Event::Ready(id(2)), &["lend 2 2"]);
-        s.at(1, Event::FunctionDone(id(2)), &[]);
-        s.at(1, Event::ClientDone(id(2)), &[]);
+        s.at(1, Event::Done(id(2)), &[]);
         s.at(2, ask(3, "a"), &["stop 2"]);
         s.at(2, Event::Exited(id(2)), &["start 3 a"]);
     }
@@ -527,14 +517,13 @@ mod tests {
         s.at(0, ask(1, "a"), &["start 1 a"]);
         s.at(0, Event::Ready(id(1)), &["lend 1 1"]);
         s.at(1, Event::Exited(id(1)), &[]);
-        s.at(1, Event::ClientDone(id(1)), &[]);
-        s.at(1, Event::FunctionDone(id(1)), &[]);
+        s.at(1, Event::Done(id(1)), &[]);
         s.at(1, Event::Ready(id(1)), &[]);
         s.at(1, ask(2, "a"), &["start 2 a"]);
         s.at(1, Event::Ready(id(2)), &["lend 2 2"]);
         s.at(2, Event::Condemn(id(2)), &["stop 2"]);
         s.at(2, Event::Condemn(id(2)), &[]);
-        s.at(2, Event::ClientDone(id(2)), &[]);
+        s.at(2, Event::Done(id(2)), &[]);
         s.at(3, ask(3, "a"), &["start 3 a"]);
     }
 
@@ -554,8 +543,7 @@ mod tests {
         let mut s = Script::new(BOUNDS);
         s.at(0, ask(1, "d1 /a"), &["start 1 d1 /a"]);
         s.at(0, Event::Ready(id(1)), &["lend 1 1"]);
-        s.at(0, Event::FunctionDone(id(1)), &[]);
-        s.at(0, Event::ClientDone(id(1)), &[]);
+        s.at(0, Event::Done(id(1)), &[]);
         s.at(1, Event::Retire { deployment: "d2".into() }, &[]);
         s.at(1, Event::Retire { deployment: "d1".into() }, &["stop 1"]);
     }

@@ -123,6 +123,12 @@ impl Fill {
         self.arrived.notify_waiters();
     }
 
+    /// Whether a new reader would get all of it.
+    pub fn is_readable(&self) -> bool {
+        let state = self.state.lock();
+        state.dropped == 0 && !matches!(state.phase, Phase::Overflown | Phase::Failed)
+    }
+
     /// A new reader from the first byte; `None` once the beginning may be gone or the response was cut.
     pub fn reader(self: &Arc<Fill>) -> Option<FillReader> {
         let mut state = self.state.lock();

@@ -38,6 +38,9 @@ use crate::lock::claim::{self, Claim};
 /// How many purges are remembered for the fills that are under way. A fill that began before the oldest of them is not stored.
 const PURGES_MAX: usize = 4096;
 
+/// How much of a body is handed to Pingora at once.
+const PIECE_BYTES: usize = 256 * 1024;
+
 pub struct Tiers {
     pub memory: Memory,
     clock: Clock,
@@ -118,7 +121,7 @@ impl Tiers {
     }
 
     pub fn is_arriving(&self, slot: &Slot) -> bool {
-        self.filling.lock().contains_key(slot)
+        self.filling.lock().get(slot).is_some_and(|fill| fill.is_readable())
     }
 
     /// Takes a response out, so that it is never served again.
@@ -357,7 +360,9 @@ pub struct Hit {
 #[async_trait]
 impl HandleHit for Hit {
     async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        Ok(self.body.take().filter(|body| !body.is_empty()))
+        // In pieces, as the time limit of a write holds for each.
+        let Some(body) = self.body.as_mut().filter(|body| !body.is_empty()) else { return Ok(None) };
+        Ok(Some(body.split_to(body.len().min(PIECE_BYTES))))
     }
 
     async fn finish(self: Box<Self>, _: &'static (dyn Storage + Sync), _: &CacheKey, _: &SpanHandle) -> Result<()> {
@@ -460,6 +465,10 @@ impl HandleMiss for Filling {
                 entry.invalidated_at = before.invalidated_at;
             }
             self.tiers.memory.insert(self.slot, Arc::new(entry));
+            // A purge that came in between found nothing to take out.
+            if self.tiers.was_purged(&self.primary, self.purges_seen) {
+                self.tiers.memory.remove(&self.slot);
+            }
         }
         self.leave_the_table();
         Ok(MissFinishType::Created(bytes))
