@@ -180,6 +180,8 @@ async fn a_port_that_is_taken_is_named() {
         place.serve_in_vain().failed(&[&format!("cannot listen on {address}"), "in use"]);
         drop(taken);
     }
+    let place = Place::new();
+    place.configure("");
     let server = place.start().await;
     place.serve_in_vain().failed(&["cannot listen on", "in use"]);
     assert_eq!(server.admin("GET", "/healthz", b"").await.status, 200, "the first one is well");

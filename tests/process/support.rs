@@ -1,6 +1,6 @@
 //! A node as its operator has it: the program, its configuration file, its ports, its standard error.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -75,14 +75,13 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Place {
-        // An address of its own: nobody else takes a port of it between now and the node's start.
+        // An address of its own, so that nobody else has a port of it. Not tried by binding: a listener that another test's child
+        // inherits between fork and exec would keep it taken for a moment.
         static PLACES: AtomicU8 = AtomicU8::new(1);
         let [.., high, low] = std::process::id().to_be_bytes();
         let ip = Ipv4Addr::new(127, 64 + high % 64, low, PLACES.fetch_add(1, Ordering::Relaxed));
-        let free = || TcpListener::bind((ip, 0)).expect("a port");
-        let (http, admin) = (free(), free());
-        let address = |listener: &TcpListener| listener.local_addr().expect("an address");
-        Place { dir: Arc::new(tempfile::tempdir().expect("a folder")), http: address(&http), admin: address(&admin) }
+        let address = |port| SocketAddr::from((ip, port));
+        Place { dir: Arc::new(tempfile::tempdir().expect("a folder")), http: address(8080), admin: address(9180) }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
