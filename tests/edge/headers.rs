@@ -202,6 +202,10 @@ async fn a_poisoned_host_never_reaches_a_cached_page() {
     } else {
         assert!(matches!(answer.status, 400 | 404), "{answer:?}");
     }
+    // Where both say the same, it is a request like any other, and shares its entry.
+    let same = b"GET http://shop.test/a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+    let answer = raw(node.address, same, false).await;
+    assert_eq!((answer.status, answer.cache()), (200, "HIT"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

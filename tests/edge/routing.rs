@@ -420,3 +420,25 @@ async fn routes_that_chase_each_other_end() {
     assert!(matches!(answer.status, 404 | 502), "{answer:?}");
     assert_eq!(get(&node, "/a.txt").await.text(), "a");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn targets_that_a_cookie_chooses_do_not_share_an_entry() {
+    let (stable, beta) = (Origin::start().await, Origin::start().await);
+    for (origin, text) in [(&stable, "stable"), (&beta, "beta")] {
+        origin.on("/page", Reply::cached(text, "s-maxage=60"));
+    }
+    let config = format!(
+        r#"{{"routes": [
+            {{"src": "/(.*)", "has": [{{"type": "cookie", "key": "beta"}}], "dest": "http://{}/$1"}},
+            {{"src": "/(.*)", "dest": "http://{}/$1"}}
+        ]}}"#,
+        beta.address, stable.address
+    );
+    let node = Node::with_project(&[("now.json", &config), ("a.txt", "a")]).await;
+    for _ in 0..3 {
+        assert_eq!(node.get("site.test", "/page").await.text(), "stable");
+        assert_eq!(node.get_with("site.test", "/page", &[("cookie", "beta=1")]).await.text(), "beta");
+        node.idle().await;
+    }
+    assert_eq!((stable.calls("/page"), beta.calls("/page")), (1, 1), "each has an entry of its own");
+}

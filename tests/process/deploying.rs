@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::edge::{eventually, raw, write_files};
+use crate::edge::{eventually, raw, request, write_files};
 use crate::support::{Place, Server, Url};
 
 /// A project whose every file says which version it is of.
@@ -109,6 +109,39 @@ async fn a_deployment_is_made_promoted_rolled_back_and_removed() {
     // What is gone can come back.
     assert_eq!(server.deploy(&site, &["--name", "hello"]), second);
     assert_eq!(assert_whole(&server, &second.host, 3).await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deploying_the_same_again_empties_its_cache() {
+    let place = Place::new();
+    let site = place.path("site");
+    let counts = "let n = 0; module.exports = (req, res) => { res.setHeader('cache-control', 's-maxage=600'); res.send('n' + ++n) }";
+    write_files(&site, &[("api/n.js", counts)]);
+    place.configure("");
+    let server = place.start().await;
+    let url = server.deploy(&site, &["--alias", "site.test"]);
+    for (text, cache) in [("n1", "MISS"), ("n1", "HIT")] {
+        let answer = server.get("site.test", "/api/n").await;
+        assert_eq!((answer.text().as_str(), answer.cache()), (text, cache));
+    }
+    assert_eq!(server.deploy(&site, &[]), url);
+    let answer = server.get("site.test", "/api/n").await;
+    assert_eq!((answer.text().as_str(), answer.cache()), ("n2", "MISS"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_page_cannot_give_orders() {
+    let place = Place::new();
+    place.configure("");
+    let server = place.start().await;
+    let from = [("origin", "http://evil.test")];
+    let address = place.admin;
+    let order = request(address, "POST", "localhost", "/v1/purge", &from, b"{\"all\":true}").await;
+    assert_eq!(order.status, 403, "{}", order.text());
+    let deploy = request(address, "POST", "localhost", "/v1/deployments?name=x", &from, b"tar").await;
+    assert_eq!(deploy.status, 403);
+    assert!(server.deployments().await.is_empty());
+    assert_eq!(request(address, "POST", "localhost", "/v1/purge", &[], b"{\"all\":true}").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
