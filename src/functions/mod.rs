@@ -30,6 +30,9 @@ const LAUNCHER: &str = include_str!("launcher.mjs");
 /// A socket's path has 107 bytes at most, and `/PID-XXXXXX/NUMBER.control` belongs to it.
 const RUN_BYTES_MAX: usize = 70;
 
+/// Instances that start at the same time, per core.
+const STARTS_PER_CORE: usize = 2;
+
 /// How long an invocation waits for an instance to become free, at most.
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -333,7 +336,14 @@ impl Functions {
 }
 
 fn bounds(conf: &conf::Functions) -> Bounds {
-    Bounds { instances_max: conf.instances, queue_max: conf.queue, idle: conf.idle, start: conf.start_timeout }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Bounds {
+        instances_max: conf.instances,
+        starting_max: cores * STARTS_PER_CORE,
+        queue_max: conf.queue,
+        idle: conf.idle,
+        start: conf.start_timeout,
+    }
 }
 
 /// Somebody waits for an instance; if it stops waiting, its place is given up.

@@ -31,6 +31,8 @@ pub struct Ticket(pub u64);
 pub struct Bounds {
     /// Instances of all functions together.
     pub instances_max: usize,
+    /// Instances that start at the same time. A start takes a core's time; more of them at once only slow each other and those that work.
+    pub starting_max: usize,
     /// Invocations that wait for an instance, per function.
     pub queue_max: usize,
     /// How long an idle instance is kept.
@@ -170,6 +172,7 @@ impl Pool {
             Event::Ready(id) => {
                 if self.left_starting(id) {
                     self.free(id, now, &mut actions);
+                    self.make_room(now, &mut actions);
                 }
             }
             Event::StartFailed(id) => {
@@ -214,6 +217,9 @@ impl Pool {
     /// Starts instances for those who wait and for whom none is starting yet.
     fn start_for(&mut self, key: &FunctionKey, now: Instant, actions: &mut Vec<Action>) {
         while self.functions.get(key).is_some_and(|function| function.waiting.len() > function.starting) {
+            if self.functions.values().map(|function| function.starting).sum::<usize>() >= self.bounds.starting_max {
+                return;
+            }
             if self.instances.len() >= self.bounds.instances_max {
                 // A place that is being left counts as taken until it is: who waits is started for when it has been.
                 let leaving = self.instances.values().filter(|instance| instance.state == State::Stopping).count();
@@ -270,7 +276,7 @@ impl Pool {
         }
     }
 
-    /// An instance that went idle gives up its place where another function waits for one.
+    /// A place or a turn to start has become free: for whom it was wanting, it is used.
     fn make_room(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let short: Vec<FunctionKey> = self
             .functions
@@ -305,7 +311,7 @@ impl Pool {
         for ticket in function.waiting.drain(..failing.min(function.waiting.len())) {
             actions.push(Action::Refuse { ticket, refusal: Refusal::StartFailed });
         }
-        self.start_for(&key, now, actions);
+        self.make_room(now, actions);
     }
 
     fn stop(&mut self, id: InstanceId, actions: &mut Vec<Action>) {
@@ -401,8 +407,13 @@ impl Pool {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { instances_max: 3, queue_max: 2, idle: Duration::from_secs(60), start: Duration::from_secs(10) };
+    const BOUNDS: Bounds = Bounds {
+        instances_max: 3,
+        starting_max: 3,
+        queue_max: 2,
+        idle: Duration::from_secs(60),
+        start: Duration::from_secs(10),
+    };
 
     /// Plays events and compares the actions, written as words: `start 1 a`, `lend 7 1`, `stop 1`, `refuse 7 Throttled`.
     struct Script {
@@ -481,6 +492,20 @@ mod tests {
             s.at(1, Event::Ready(id(n)), &[lend.as_str()]);
         }
         s.at(2, Event::Done(id(1)), &["lend 5 1"]);
+    }
+
+    #[test]
+    fn few_start_at_once_and_those_that_work_serve_the_others() {
+        let mut s = Script::new(Bounds { starting_max: 1, ..BOUNDS });
+        s.at(0, ask(1, "a"), &["start 1 a"]);
+        s.at(0, ask(2, "a"), &[]);
+        s.at(0, ask(3, "b"), &[]);
+        s.at(0, Event::Forget { ticket: Ticket(3), function: "b".into() }, &[]);
+        s.at(1, Event::Ready(id(1)), &["lend 1 1", "start 2 a"]);
+        s.at(1, Event::Done(id(1)), &["lend 2 1"]);
+        s.at(1, ask(4, "b"), &[]);
+        s.at(2, Event::Ready(id(2)), &["start 3 b"]);
+        s.at(2, ask(5, "a"), &["lend 5 2"]);
     }
 
     #[test]
