@@ -14,7 +14,7 @@ data: $work/data
 listen: {http: ["127.0.0.1:$port"], admin: "127.0.0.1:$admin"}
 deployments: [{path: examples/hello, aliases: [127.0.0.1]}]
 YAML
-RUST_LOG=warn target/release/perigee -c "$work/load.yaml" &
+RUST_LOG=error target/release/perigee -c "$work/load.yaml" &
 pid=$!
 trap 'kill $pid 2>/dev/null; wait $pid 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 100); do curl -fs -o /dev/null "http://127.0.0.1:$admin/readyz" && break; sleep 0.1; done
