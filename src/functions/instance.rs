@@ -164,11 +164,6 @@ impl Instance {
         let _ = killpg(self.group, Signal::SIGKILL);
     }
 
-    /// Whether the process is gone.
-    pub fn has_ended(&self) -> bool {
-        self.ended.get().is_some()
-    }
-
     /// Waits for the end.
     pub async fn end(&self) -> Option<ExitStatus> {
         loop {

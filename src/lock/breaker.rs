@@ -66,10 +66,6 @@ impl Breaker {
             open @ State::Open { .. } => open,
         };
     }
-
-    pub fn is_open(&self, now: Instant) -> bool {
-        matches!(*self.state.lock(), State::Open { until, .. } if now < until)
-    }
 }
 
 #[cfg(test)]
@@ -91,7 +87,6 @@ mod tests {
         assert!(breaker.admit(at(0)).is_ok(), "not in a row");
         breaker.failed(at(0));
         assert_eq!(breaker.admit(at(400)), Err(Duration::from_millis(600)));
-        assert!(breaker.is_open(at(400)));
         assert!(breaker.admit(at(1_000)).is_ok(), "one probe");
         assert!(breaker.admit(at(1_000)).is_err(), "and no other");
         breaker.failed(at(1_100));

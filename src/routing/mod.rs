@@ -203,16 +203,6 @@ impl Router {
         }
         walk.finish()
     }
-
-    /// Finds the deployment's own page for an error that came up after routing (a function's 500 or 504): its error routes only.
-    pub fn resolve_error(&self, outputs: &Outputs, request: &Request<'_>, status: u16) -> Resolution {
-        let mut walk = Walk::new(self, outputs, request);
-        walk.is_chosen = true;
-        if let Err(error) = walk.error(status).and_then(|()| walk.hit()) {
-            walk.answer = Some(Answer::Failed(error));
-        }
-        walk.finish()
-    }
 }
 
 /// What `normalizeRoutes` of the platform asks of routes in the phases that come after the decision.
@@ -1017,10 +1007,6 @@ mod tests {
         check_headers(routes, &paths, "/isr", 1, &["x-matched-path: /isr"]);
         check_headers(routes, &paths, "/", 1, &["x-matched-path: /"]);
         check_headers(routes, &paths, "/nothing", 1, &["x-matched-path: /404"]);
-        let router = compile(routes).expect("real routes");
-        let request = Request { method: "GET", host: "h", path: "/isr", query: None, headers: &headers(&[]) };
-        assert_eq!(tell(&router.resolve_error(&table(&paths), &request, 500)), "/500 500");
-        assert_eq!(tell(&router.resolve_error(&table(&paths), &request, 504)), "status 504");
     }
 
     #[test]
