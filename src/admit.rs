@@ -12,11 +12,12 @@ use pingora_proxy::Session;
 
 use crate::cache::key::{Key, Kind, Parts};
 use crate::cache::policy;
+use crate::cache::purge::Scope;
 use crate::deployment::{Content, Deployment, Project};
 use crate::error::Code;
 use crate::exchange::{Exchange, Origin};
 use crate::headers;
-use crate::lock::claim::Claim;
+use crate::lock::claim::{Claim, Claimant};
 use crate::proxy::Edge;
 use crate::routing::{self, ListEntry, Resolution, RoutingError, Target as RouteTarget};
 use crate::static_origin::{self, StaticRef};
@@ -253,13 +254,21 @@ pub fn body(exchange: &Exchange, end: bool, now: Instant) -> std::result::Result
 }
 
 /// Makes the claim of a request that goes to the cache.
-pub fn claim(edge: &Edge, exchange: &mut Exchange) -> Arc<Claim> {
+pub fn claim(edge: &Edge, session: &Session, exchange: &mut Exchange) -> Arc<Claim> {
+    // A stream of HTTP/2 has no socket of its own, and a background refresh no client.
+    let client = session.as_downstream().stream().filter(|_| !exchange.background).map(|stream| stream.id());
     let below = match &exchange.origin {
         Origin::Static(file) => Some(file.clone()),
         _ => None,
     };
-    let owner = exchange.deployment.as_ref().map_or(0, |deployment| deployment.number);
-    let claim = Arc::new(Claim::new(exchange.background, owner, edge.tiers.purge_count(), below));
+    let claim = Arc::new(Claim::new(Claimant {
+        background: exchange.background,
+        owner: exchange.deployment.as_ref().map_or(Scope::ALL, |deployment| Scope::deployment(&deployment.id.0)),
+        began: edge.tiers.position(),
+        below,
+        stale_will_do: !exchange.pragma && !exchange.background,
+        client,
+    }));
     exchange.claim = Some(claim.clone());
     claim
 }

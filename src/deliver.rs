@@ -11,7 +11,9 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use crate::cache::directives::{self, TARGETED};
-use crate::cache::status::{Outcome, State};
+use crate::cache::entry::Source;
+use crate::cache::status::{Outcome, State, Tier};
+use crate::cache::tags;
 use crate::error::{self, Code, Format, Page};
 use crate::exchange::Exchange;
 use crate::functions::bridge;
@@ -39,20 +41,30 @@ pub fn outcome(phase: CachePhase, exchange: &Exchange) -> Outcome {
     let waited = exchange.claim.as_ref().is_some_and(|claim| claim.waited());
     let follower = exchange.claim.as_ref().is_some_and(|claim| claim.is_follower());
     let not_stored = exchange.not_stored.map(|reason| reason.as_str());
+    let source = exchange.stored.as_ref().map(|(entry, _)| entry.source);
+    let tier = match source {
+        Some(Source::Node) if waited => Some(Tier::Node),
+        Some(Source::Region | Source::Neighbour) if waited => Some(Tier::Regional),
+        _ => Some(Tier::Memory),
+    };
     let mut outcome = match phase {
         CachePhase::Hit | CachePhase::Expired | CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_)
             if exchange.revalidates =>
         {
             Outcome::new(State::Revalidated, "pragma")
         }
-        CachePhase::Hit if follower => Outcome::new(State::Miss, "collapsed"),
-        CachePhase::Hit if waited => Outcome::new(State::Miss, "cold"),
-        CachePhase::Hit => Outcome::new(State::Hit, "memory"),
+        CachePhase::Hit => match source {
+            Some(Source::Node) if waited => Outcome::hit(Tier::Node),
+            Some(Source::Region) if waited => Outcome::hit(Tier::Regional),
+            _ if follower => Outcome::new(State::Miss, "collapsed"),
+            _ if waited => Outcome::new(State::Miss, "cold"),
+            _ => Outcome::hit(Tier::Memory),
+        },
         CachePhase::Miss => Outcome::new(State::Miss, "cold"),
         CachePhase::Expired => Outcome::new(State::Miss, "expired"),
         CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => Outcome::new(State::Miss, "validated"),
-        CachePhase::Stale => Outcome::new(State::Stale, "stale_error"),
-        CachePhase::StaleUpdating => Outcome::new(State::Stale, "stale_time"),
+        CachePhase::Stale => Outcome { tier, ..Outcome::new(State::Stale, "stale_error") },
+        CachePhase::StaleUpdating => Outcome { tier, ..Outcome::new(State::Stale, "stale_time") },
         CachePhase::Bypass => Outcome::new(State::Miss, not_stored.unwrap_or("uncacheable")),
         CachePhase::Disabled(NoCacheReason::CacheLockGiveUp) => {
             Outcome::new(State::Miss, not_stored.unwrap_or("uncacheable"))
@@ -61,7 +73,7 @@ pub fn outcome(phase: CachePhase, exchange: &Exchange) -> Outcome {
             Outcome::new(State::Miss, not_stored.unwrap_or(if exchange.failure.is_some() { "error" } else { "direct" }))
         }
     };
-    outcome.collapsed = follower;
+    outcome.collapsed = follower && outcome.state == State::Miss;
     outcome.stored = matches!(phase, CachePhase::Miss | CachePhase::Expired | CachePhase::Revalidated);
     outcome.ttl_s =
         exchange.lifetime.filter(|_| matches!(outcome.state, State::Hit | State::Stale)).map(|lifetime| match lifetime
@@ -93,6 +105,7 @@ pub fn dress(header: &mut ResponseHeader, exchange: &Exchange) -> Result<()> {
             header.insert_header(name.clone(), value.clone())?;
         }
     }
+    tags::strip(header);
     header.insert_header(SERVER, HeaderValue::from_static("now"))?;
     let id = exchange.id();
     if exchange.world.conf.headers.vercel {

@@ -15,8 +15,12 @@ macro_rules! codes {
         }
 
         impl Code {
-            #[cfg(test)]
             const ALL: &[Code] = &[$(Code::$variant,)+];
+
+            /// The code of that name on the wire.
+            pub fn named(name: &str) -> Option<Code> {
+                Code::ALL.iter().copied().find(|code| code.as_str() == name)
+            }
 
             pub fn status(self) -> u16 {
                 match self {

@@ -28,7 +28,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::access;
 use crate::cache::entry::Entry;
-use crate::cache::status::{Outcome, State};
+use crate::cache::purge::Judged;
+use crate::cache::status::{Outcome, State, Tier};
 use crate::deployment::DeploymentId;
 use crate::exchange::{self, Exchange};
 use crate::proxy::{Edge, KEEPALIVE_S, Proxy, WRITE_TIMEOUT};
@@ -240,11 +241,14 @@ impl Front {
         }
         let entry = self.edge.tiers.memory.get(&prepared.slot)?;
         let now = self.edge.clock.now();
-        if entry.number != prepared.entry || !entry.lifetime.is_fresh(now) {
+        if entry.number != prepared.entry
+            || !entry.lifetime.is_fresh(now)
+            || entry.judge(&self.edge.tiers.purges.logs) != Judged::Valid
+        {
             return None;
         }
         let seconds = |from: SystemTime, to: SystemTime| to.duration_since(from).map_or(0, |d| d.as_secs());
-        let mut outcome = Outcome::new(State::Hit, "memory");
+        let mut outcome = Outcome::hit(Tier::Memory);
         outcome.ttl_s = i64::try_from(seconds(now, entry.lifetime.fresh_until)).ok();
         let id = format!("{}:{}", world.conf.region, exchange::stamp(&self.edge.pod, now));
         let mut head = BytesMut::with_capacity(prepared.head.len() + 256);
@@ -274,6 +278,7 @@ impl Front {
     fn account(&self, answer: &Answer, request: &Plain<'_>, stream: &Stream, began: Instant) {
         let metrics = &self.edge.metrics;
         metrics.request(Some(State::Hit));
+        metrics.hit(Tier::Memory);
         metrics.body_bytes.inc_by(answer.entry.body.len() as u64);
         metrics.request_seconds.observe(began.elapsed().as_secs_f64());
         if access::is_told() {

@@ -2,6 +2,8 @@
 //!
 //! Handles are kept here, so that counting on the hot path is one relaxed addition.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,7 +11,44 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::cache::status::State;
+use crate::cache::entry::Source;
+use crate::cache::status::{State, Tier};
+
+/// Where requests are collapsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Node,
+    Region,
+}
+
+impl Level {
+    const ALL: [Level; 2] = [Level::Node, Level::Region];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Level::Node => "node",
+            Level::Region => "region",
+        }
+    }
+}
+
+/// What was collapsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Miss,
+    Revalidation,
+}
+
+impl Kind {
+    const ALL: [Kind; 2] = [Kind::Miss, Kind::Revalidation];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Miss => "miss",
+            Kind::Revalidation => "revalidation",
+        }
+    }
+}
 
 pub struct Metrics {
     registry: Registry,
@@ -19,13 +58,25 @@ pub struct Metrics {
     pub request_seconds: Histogram,
     pub fetch_seconds: Histogram,
     pub body_bytes: Counter,
-    pub collapsed_misses: Counter,
-    pub collapsed_revalidations: Counter,
-    pub lock_wait_seconds: Histogram,
-    pub lock_timeouts: Counter,
+    /// By level, then by kind.
+    collapsed: [[Counter; Kind::ALL.len()]; Level::ALL.len()],
+    lock_wait_seconds: [Histogram; Level::ALL.len()],
+    lock_timeouts: [Counter; Level::ALL.len()],
     pub lock_given_up: Counter,
-    pub memory_bytes: Gauge,
-    pub memory_entries: Gauge,
+    pub lock_clients_gone: Counter,
+    hits: [Counter; Tier::ALL.len()],
+    tier_read_bytes: [Counter; Tier::ALL.len()],
+    tier_bytes: [Gauge; Tier::ALL.len()],
+    tier_entries: [Gauge; Tier::ALL.len()],
+    pub node_writable: Gauge,
+    pub node_dropped: Gauge,
+    pub node_corrupt: Gauge,
+    pub node_evictions: Gauge,
+    pub region_up: Gauge,
+    pub region_queued_purges: Gauge,
+    pub region_operations: Family<Vec<(&'static str, &'static str)>, Counter>,
+    pub region_operation_seconds: Histogram,
+    pub purge_marks: Gauge,
     pub keys_in_flight: Gauge,
     pub function_instances: Family<Vec<(&'static str, &'static str)>, Gauge>,
     pub function_waiting: Gauge,
@@ -34,7 +85,7 @@ pub struct Metrics {
     pub function_seconds: Histogram,
     pub functions_throttled: Counter,
     pub breaker_refusals: Counter,
-    pub purges: Counter,
+    purges: Family<Vec<(&'static str, &'static str)>, Counter>,
     pub reloads: Family<Vec<(&'static str, &'static str)>, Counter>,
     pub deployments: Gauge,
 }
@@ -62,6 +113,29 @@ impl Default for Metrics {
                 metric
             }};
         }
+        let collapsed: Family<Vec<(&'static str, &'static str)>, Counter> = row!(
+            Family::default(),
+            "collapsed_requests",
+            "Requests that were answered by another one's fetch; level region: by another node's"
+        );
+        let waits: Family<Vec<(&'static str, &'static str)>, Histogram> = row!(
+            Family::new_with_constructor(seconds as fn() -> Histogram),
+            "lock_wait_seconds",
+            "How long requests waited for another one's fetch; level region: a node for another node's"
+        );
+        let timeouts: Family<Vec<(&'static str, &'static str)>, Counter> = row!(
+            Family::default(),
+            "lock_timeouts",
+            "Waits that ended at cache.lock_timeout: origins are slower than that"
+        );
+        let hits: Family<Vec<(&'static str, &'static str)>, Counter> =
+            row!(Family::default(), "cache_hits", "Requests answered from a tier of the cache, stale answers included");
+        let read_bytes: Family<Vec<(&'static str, &'static str)>, Counter> =
+            row!(Family::default(), "cache_read_bytes", "Body bytes read from a tier into memory, or from memory to clients");
+        let bytes: Family<Vec<(&'static str, &'static str)>, Gauge> =
+            row!(Family::default(), "cache_bytes", "Bytes held by a tier of the cache");
+        let entries: Family<Vec<(&'static str, &'static str)>, Gauge> =
+            row!(Family::default(), "cache_entries", "Responses held by a tier of the cache");
         Metrics {
             responses_5xx: row!(
                 Counter::default(),
@@ -79,29 +153,68 @@ impl Default for Metrics {
                 "Requests that went to a function or an upstream, whole"
             ),
             body_bytes: row!(Counter::default(), "http_response_body_bytes", "Body bytes sent to clients"),
-            collapsed_misses: row!(
-                Counter::default(),
-                "collapsed_misses",
-                "Requests that waited for another one's fetch instead of fetching"
-            ),
-            collapsed_revalidations: row!(
-                Counter::default(),
-                "collapsed_revalidations",
-                "Stale answers given without starting a refresh, as one was under way"
-            ),
-            lock_wait_seconds: row!(seconds(), "lock_wait_seconds", "How long requests waited for another one's fetch"),
-            lock_timeouts: row!(
-                Counter::default(),
-                "lock_timeouts",
-                "Requests that fetched by themselves after waiting: origins are slower than cache.lock_timeout"
-            ),
+            collapsed: Level::ALL.map(|level| {
+                Kind::ALL.map(|kind| {
+                    collapsed.get_or_create_owned(&vec![("level", level.as_str()), ("kind", kind.as_str())])
+                })
+            }),
+            lock_wait_seconds: Level::ALL.map(|level| waits.get_or_create_owned(&vec![("level", level.as_str())])),
+            lock_timeouts: Level::ALL.map(|level| timeouts.get_or_create_owned(&vec![("level", level.as_str())])),
             lock_given_up: row!(
                 Counter::default(),
                 "lock_given_up",
                 "Requests that found no place among those who fetch by themselves: an origin hangs"
             ),
-            memory_bytes: row!(Gauge::default(), "cache_memory_bytes", "Bytes held by the process's cache"),
-            memory_entries: row!(Gauge::default(), "cache_memory_entries", "Responses held by the process's cache"),
+            lock_clients_gone: row!(
+                Counter::default(),
+                "lock_clients_gone",
+                "Requests that stopped waiting because their client went away"
+            ),
+            hits: by_tier(&hits),
+            tier_read_bytes: by_tier(&read_bytes),
+            tier_bytes: by_tier_now(&bytes),
+            tier_entries: by_tier_now(&entries),
+            node_writable: row!(
+                Gauge::default(),
+                "cache_node_writable",
+                "1 when the cache on disk takes writes; 0: the disk is full, read-only or broken, and is served from what is there"
+            ),
+            node_dropped: row!(
+                Gauge::default(),
+                "cache_node_writes_dropped",
+                "Responses that were not written to disk since the start, because it was too slow or failed"
+            ),
+            node_corrupt: row!(
+                Gauge::default(),
+                "cache_node_corrupt",
+                "Files of the cache on disk that did not match their checksum since the start: the disk is failing"
+            ),
+            node_evictions: row!(
+                Gauge::default(),
+                "cache_node_evictions",
+                "Responses evicted from disk since the start, by this process"
+            ),
+            region_up: row!(
+                Gauge::default(),
+                "region_up",
+                "1 when the store of the region answers; 0: this node is a region of its own until it does"
+            ),
+            region_queued_purges: row!(
+                Gauge::default(),
+                "region_queued_purges",
+                "Purges that hold on this node and wait for the region to come back"
+            ),
+            region_operations: row!(
+                Family::default(),
+                "region_operations",
+                "Operations on the store of the region by result; failed ones cost a few milliseconds each until the breaker opens"
+            ),
+            region_operation_seconds: row!(
+                seconds(),
+                "region_operation_duration_seconds",
+                "How long the store of the region took"
+            ),
+            purge_marks: row!(Gauge::default(), "purge_marks", "Scopes whose purges are remembered one by one"),
             keys_in_flight: row!(Gauge::default(), "lock_keys", "Keys that are being fetched"),
             function_instances: row!(Family::default(), "function_instances", "Function instances by state"),
             function_waiting: row!(Gauge::default(), "function_waiting", "Invocations that wait for an instance"),
@@ -126,7 +239,7 @@ impl Default for Metrics {
                 "breaker_refusals",
                 "Invocations refused because a function failed again and again"
             ),
-            purges: row!(Counter::default(), "purges", "Purges carried out"),
+            purges: row!(Family::default(), "purges", "Purges ordered at this node, by scope and mode"),
             reloads: row!(Family::default(), "reloads", "Reloads of the configuration by result"),
             deployments: row!(Gauge::default(), "deployments", "Deployments that this node can serve"),
             registry,
@@ -136,7 +249,57 @@ impl Default for Metrics {
     }
 }
 
+type Labelled<M> = Family<Vec<(&'static str, &'static str)>, M>;
+
+fn by_tier(family: &Labelled<Counter>) -> [Counter; Tier::ALL.len()] {
+    Tier::ALL.map(|tier| family.get_or_create_owned(&vec![("tier", tier.as_str())]))
+}
+
+fn by_tier_now(family: &Labelled<Gauge>) -> [Gauge; Tier::ALL.len()] {
+    Tier::ALL.map(|tier| family.get_or_create_owned(&vec![("tier", tier.as_str())]))
+}
+
 impl Metrics {
+    /// Requests that another one's fetch answered.
+    pub fn collapsed(&self, level: Level, kind: Kind, requests: usize) {
+        self.collapsed[level as usize][kind as usize].inc_by(requests as u64);
+    }
+
+    pub fn lock_waited(&self, level: Level, waited: Duration) {
+        self.lock_wait_seconds[level as usize].observe(waited.as_secs_f64());
+    }
+
+    pub fn lock_timed_out(&self, level: Level) {
+        self.lock_timeouts[level as usize].inc();
+    }
+
+    /// A request was answered from this tier.
+    pub fn hit(&self, tier: Tier) {
+        self.hits[tier as usize].inc();
+    }
+
+    /// A tier below memory gave a response to it.
+    pub fn tier_read(&self, source: Source, body_bytes: usize) {
+        let tier = match source {
+            Source::Node => Tier::Node,
+            Source::Region | Source::Neighbour => Tier::Regional,
+            Source::Origin => Tier::Memory,
+        };
+        self.tier_read_bytes[tier as usize].inc_by(body_bytes as u64);
+    }
+
+    pub fn tier_holds(&self, tier: Tier, bytes: u64, entries: u64) {
+        self.tier_bytes[tier as usize].set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.tier_entries[tier as usize].set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    /// So many purges were ordered here.
+    pub fn purged(&self, scope: &'static str, mode: &'static str, number: usize) {
+        if number > 0 {
+            self.purges.get_or_create_owned(&vec![("scope", scope), ("mode", mode)]).inc_by(number as u64);
+        }
+    }
+
     /// Counts one answer.
     pub fn request(&self, state: Option<State>) {
         match state {

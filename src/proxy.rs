@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pingora_cache::key::{CacheKey, HashBinary};
 use pingora_cache::{CacheMeta, CacheOptionOverrides, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora_core::modules::http::HttpModules;
@@ -18,7 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use crate::access;
 use crate::admit::{self, Admitted, BodyRefused};
 use crate::cache::policy::{self, NotStored};
-use crate::cache::vary;
+use crate::cache::{tags, vary};
 use crate::clock::Clock;
 use crate::deliver;
 use crate::deployment::alias::Registry;
@@ -29,8 +29,8 @@ use crate::functions::{Functions, NotLent, bridge};
 use crate::headers;
 use crate::lock::claim::{Failure, Verdict};
 use crate::lock::uncacheable::Uncacheable;
-use crate::lock::{NodeLock, ORIGIN_ERROR};
-use crate::metrics::Metrics;
+use crate::lock::{NodeLock, ORIGIN_ERROR, REFRESHED, Refresh};
+use crate::metrics::{Level, Metrics};
 use crate::static_origin;
 use crate::storage::{Arriving, Hit, Tiers};
 use crate::upstream::Names;
@@ -110,11 +110,11 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    fn cache_key_callback(&self, _: &Session, exchange: &mut Exchange) -> Result<CacheKey> {
+    fn cache_key_callback(&self, session: &Session, exchange: &mut Exchange) -> Result<CacheKey> {
         let primary = exchange
             .key
             .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without a key asked for the cache"))?;
-        let claim = admit::claim(&self.0, exchange);
+        let claim = admit::claim(&self.0, session, exchange);
         let mut key = CacheKey::new(Vec::new(), "");
         key.set_primary_bin_override(primary.0);
         key.extensions.insert(claim);
@@ -171,7 +171,10 @@ impl ProxyHttp for Proxy {
             && claim.waited()
             && let Some(waited) = session.cache.lock_duration()
         {
-            self.0.metrics.lock_wait_seconds.observe(waited.as_secs_f64());
+            self.0.metrics.lock_waited(Level::Node, waited);
+        }
+        if exchange.background && !self.refreshes(session, exchange).await? {
+            return Ok(false);
         }
         match (&exchange.origin, exchange.claim.as_ref().map(|claim| claim.verdict())) {
             // The arbiter could not read the file; what is to be said is said here, as there is nobody to forward to.
@@ -190,6 +193,10 @@ impl ProxyHttp for Proxy {
             Some(Verdict::Share(failure)) => return Err(shared(exchange, failure)),
             Some(Verdict::GiveUp) => {
                 return Err(failed(exchange, Code::InternalCacheLockTimeout, "waited for others for too long"));
+            }
+            Some(Verdict::Gone) => {
+                let why = Some("the client went away while its request waited".into());
+                return Err(Error::create(ErrorType::ConnectionClosed, ErrorSource::Downstream, why, None));
             }
             Some(Verdict::Fetch) | None => {}
         }
@@ -281,10 +288,19 @@ impl ProxyHttp for Proxy {
         Ok(match policy::response(self.0.clock.now(), status, &response.headers, &exchange.route_fields) {
             Ok(lifetime) => {
                 exchange.lifetime = Some(lifetime);
-                if let Some(claim) = &exchange.claim {
-                    claim.set_lifetime(lifetime);
+                match tagged(&response.headers, &exchange.route_fields) {
+                    Ok(tags) => {
+                        if let Some(claim) = &exchange.claim {
+                            claim.set_lifetime(lifetime);
+                            claim.set_tags(tags);
+                        }
+                        RespCacheable::Cacheable(self.0.tiers.meta(response.clone(), &lifetime, None))
+                    }
+                    Err(tags::TooMany) => {
+                        let reason = NotStored::TooManyTags;
+                        RespCacheable::Uncacheable(self.not_stored(session, exchange, status, reason))
+                    }
                 }
-                RespCacheable::Cacheable(self.0.tiers.meta(response.clone(), &lifetime, None))
             }
             Err(reason) => RespCacheable::Uncacheable(self.not_stored(session, exchange, status, reason)),
         })
@@ -382,6 +398,9 @@ impl ProxyHttp for Proxy {
         // A refresh behind the visitor's back is nobody's request.
         if !exchange.background {
             metrics.request(exchange.outcome.map(|outcome| outcome.state));
+            if let Some(tier) = exchange.outcome.and_then(|outcome| outcome.tier) {
+                metrics.hit(tier);
+            }
             metrics.request_seconds.observe(now.saturating_duration_since(exchange.began).as_secs_f64());
             metrics.body_bytes.inc_by(session.as_downstream().body_bytes_sent() as u64);
             if status >= 500 {
@@ -426,6 +445,23 @@ impl Proxy {
         }
     }
 
+    /// Whether a background refresh has to ask the origin. If not, its permit is given back and nobody is answered.
+    async fn refreshes(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        let Some(claim) = exchange.claim.clone().filter(|_| session.cache.enabled()) else { return Ok(true) };
+        let reason = match self.0.lock.0.refresh(session.cache.cache_key(), &claim).await {
+            Refresh::Fetch => return Ok(true),
+            Refresh::Done => REFRESHED,
+            Refresh::Failed(failure) => {
+                claim.fail(failure);
+                ORIGIN_ERROR
+            }
+        };
+        session.cache.disable(NoCacheReason::Custom(reason));
+        // Nobody reads it; Pingora would say 502.
+        session.write_response_header(Box::new(ResponseHeader::build(StatusCode::NO_CONTENT, None)?), true).await?;
+        Ok(false)
+    }
+
     /// Draws the consequences of a response that may not be stored; says how the waiters are to take it.
     fn not_stored(&self, session: &Session, exchange: &mut Exchange, status: u16, reason: NotStored) -> NoCacheReason {
         exchange.not_stored = Some(reason);
@@ -441,6 +477,16 @@ impl Proxy {
         }
         NoCacheReason::OriginNotCache
     }
+}
+
+/// The tags by which a response can be purged: its own, and those that the deployment's routes give it.
+fn tagged(own: &HeaderMap, route: &HeaderMap) -> std::result::Result<Arc<[Box<str>]>, tags::TooMany> {
+    let mut all = tags::tags(own)?;
+    all.extend(tags::tags(route)?);
+    if all.len() > tags::TAGS_MAX {
+        return Err(tags::TooMany);
+    }
+    Ok(all.into_iter().map(Box::from).collect())
 }
 
 fn is_clients_fault(error: &Error) -> bool {

@@ -27,7 +27,7 @@ use crate::lock::{Arbiter, NodeLock};
 use crate::metrics::Metrics;
 use crate::proxy::{Edge, Proxy};
 use crate::reload;
-use crate::storage::Tiers;
+use crate::storage::{self, Tiers};
 use crate::upstream::Names;
 
 /// What the log shows when `RUST_LOG` does not say. Pingora tells its own errors, and the access lines tell them better.
@@ -38,23 +38,31 @@ const READ_BUFFER_BYTES: usize = 16 * 1024;
 /// Smaller writes are put together; larger ones go straight to the socket.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 
+/// A purge by another process of this node is seen after this, without a region: one `stat` each time.
+const PURGES_LOOKED_FOR: Duration = Duration::from_millis(50);
+
+/// What is on its way to the disk has this long at the end.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(2);
+
 impl Edge {
     /// Builds what all requests share. `runtime` carries the functions and has to outlive the edge.
     pub fn build(conf: Conf, clock: Clock, runtime: Handle) -> Result<Arc<Edge>, String> {
         let conf = Arc::new(conf);
         let metrics = Arc::new(Metrics::default());
         let registry = Registry::open(conf.clone(), clock.now()).map_err(|error| error.to_string())?;
-        let functions = Functions::new(&conf, &registry.store().root().join("run"), runtime, metrics.clone())
+        let functions = Functions::new(&conf, &registry.store().root().join("run"), runtime.clone(), metrics.clone())
             .map_err(|error| format!("cannot prepare functions: {error}"))?;
+        let tiers = storage::open(&conf, clock.clone(), &runtime, metrics.clone())?;
         // Pingora wants these for good: a process has one of each.
-        let tiers: &'static Tiers = Box::leak(Box::new(Tiers::new(conf.cache.memory, conf.threads, clock.clone())));
+        let tiers: &'static Tiers = Box::leak(Box::new(tiers));
+        let uncacheable: &'static Uncacheable = Box::leak(Box::new(Uncacheable::default()));
         let arbiter: &'static Arbiter =
-            Box::leak(Box::new(Arbiter::new(conf.cache.lock_timeout, tiers, metrics.clone())));
+            Box::leak(Box::new(Arbiter::new(conf.cache.lock_timeout, tiers, uncacheable, metrics.clone())));
         Ok(Arc::new(Edge {
             registry: Arc::new(registry),
             tiers,
             lock: Box::leak(Box::new(NodeLock(arbiter))),
-            uncacheable: Box::leak(Box::new(Uncacheable::default())),
+            uncacheable,
             functions,
             metrics,
             names: Names::default(),
@@ -64,6 +72,24 @@ impl Edge {
             in_flight: Arc::default(),
             ready: AtomicBool::new(false),
         }))
+    }
+
+    /// Ends what would outlive the process, and writes what is still to be written.
+    fn shut_down(&self) {
+        self.functions.shut_down();
+        if let Some(node) = &self.tiers.node {
+            node.flush(FLUSHED_WITHIN);
+        }
+    }
+
+    /// Takes in, soon after, what other processes of the node purged.
+    pub async fn follow_purges(self: Arc<Edge>) {
+        let mut ticks = tokio::time::interval(PURGES_LOOKED_FOR);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.tiers.purges.read_file();
+        }
     }
 
     /// What has to be done about once a second.
@@ -145,11 +171,12 @@ fn serve(path: &Path) -> Result<(), String> {
         server.add_service(admin);
     }
     runtime.spawn(edge.clone().keep_time());
+    runtime.spawn(edge.clone().follow_purges());
     runtime.spawn(reload::on_signal(edge.clone(), path.to_owned(), signals.hangup));
     runtime.spawn(drain(edge.clone(), signals.terminate, grace));
     runtime.spawn(become_ready(edge.clone(), listen.http));
     server.run(pingora::server::RunArgs::default());
-    edge.functions.shut_down();
+    edge.shut_down();
     shut_down(runtime);
     Ok(())
 }
@@ -202,7 +229,7 @@ async fn drain(edge: Arc<Edge>, mut terminate: Signal, grace: Duration) {
             if left > 0 {
                 log::warn!("{left} requests did not end within {grace:?} and are cut");
             }
-            edge.functions.shut_down();
+            edge.shut_down();
             log::info!("done");
             std::process::exit(0);
         }

@@ -20,10 +20,12 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use crate::cache::entry::{Entry, Place};
 use crate::cache::freshness;
 use crate::cache::policy::BODY_BYTES_MAX;
+use crate::cache::purge::{Position, Scope};
 use crate::deliver;
 use crate::deployment::{Deployment, StaticFile};
 use crate::error::Code;
 use crate::exchange::Exchange;
+use crate::storage;
 use crate::static_files::{self, Conditional, Multipart, RangePlan};
 
 /// How much of a file is read at once.
@@ -48,7 +50,7 @@ impl StaticRef {
     }
 
     /// The whole file as an entry of the cache, fresh for 31 days (seed "Caching").
-    pub async fn load(&self, family: u64, now: SystemTime) -> io::Result<Entry> {
+    pub async fn load(&self, primary: [u8; 16], began: Position, now: SystemTime) -> io::Result<Entry> {
         let file = self.file()?;
         let body = tokio::fs::read(&file.path).await?;
         if body.len() as u64 != file.bytes {
@@ -59,7 +61,9 @@ impl StaticRef {
         }
         let header = header(file, 200).map_err(io::Error::other)?;
         let lifetime = freshness::lifetime(now, freshness::STATIC_S, 0, None, None);
-        Ok(Entry::new(&header, Bytes::from(body), lifetime, Place::fixed(family, self.deployment.number), now))
+        let owner = Scope::deployment(&self.deployment.id.0);
+        let place = Place::new(primary, storage::new_family(), owner, began, Arc::default()).fixed();
+        Ok(Entry::new(&header, Bytes::from(body), lifetime, place, now))
     }
 }
 

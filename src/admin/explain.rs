@@ -1,16 +1,21 @@
 //! Says why a URL is answered as it is: which deployment, which route, which cache key, which rule decided, what each tier holds.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::{Value, json};
 
 use super::purge::consider;
 use super::{Answer, Answered, pairs};
 use crate::admit::Admitted;
+use crate::cache::entry::{Entry, Source};
 use crate::deployment::Content;
 use crate::exchange::{Exchange, Origin};
+use crate::lock::region::Word;
 use crate::proxy::Edge;
 use crate::storage::Found;
+use crate::storage::memory::Slot;
 
-pub fn explain(edge: &Edge, query: &str) -> Answered {
+pub async fn explain(edge: &Edge, query: &str) -> Answered {
     let mut url = None;
     let mut method = "GET".to_owned();
     let mut fields = Vec::new();
@@ -36,7 +41,7 @@ pub fn explain(edge: &Edge, query: &str) -> Answered {
             "deployment": deployment(&exchange),
             "route": exchange.route,
             "answer": answer(&admitted, &exchange),
-            "cache": cache(edge, &exchange, &admitted),
+            "cache": cache(edge, &exchange, &admitted).await,
         }),
     ))
 }
@@ -82,38 +87,80 @@ fn answer(admitted: &Admitted, exchange: &Exchange) -> Value {
     }
 }
 
-fn cache(edge: &Edge, exchange: &Exchange, admitted: &Admitted) -> Value {
+async fn cache(edge: &Edge, exchange: &Exchange, admitted: &Admitted) -> Value {
     if let Some(bypass) = exchange.bypass {
         return json!({"consulted": false, "rule": bypass.as_str()});
     }
     let (Admitted::ToOrigin, Some(key)) = (admitted, exchange.key) else {
         return json!({"consulted": false, "rule": "answered by the edge itself"});
     };
-    let memory = match edge.tiers.find(&key.0, &key.0) {
+    let slot = key.0;
+    let memory = match edge.tiers.find(&slot, &slot) {
         None => json!({"holds": "nothing"}),
         Some(Found::Arriving(_)) => json!({"holds": "a response that is arriving"}),
-        Some(Found::Stored(entry, lifetime)) => {
-            let now = exchange.now;
-            let seconds = |from: std::time::SystemTime, to: std::time::SystemTime| {
-                to.duration_since(from).map_or(0, |d| d.as_secs())
-            };
-            json!({
-                "holds": if lifetime.is_fresh(now) { "a fresh response" } else { "a stale response" },
-                "bytes": entry.body.len(),
-                "age_s": seconds(lifetime.created, now),
-                "fresh_for_s": seconds(now, lifetime.fresh_until),
-                "stale_for_s": seconds(lifetime.fresh_until, now),
-                "stale_while_revalidate_s": lifetime.stale_while_revalidate_s,
-                "stale_if_error_s": lifetime.stale_if_error_s,
-                "vary": entry.header.headers.get("vary").and_then(|value| value.to_str().ok()),
-            })
-        }
+        Some(Found::Stored(entry, _)) => held(edge, exchange, &entry),
     };
+    let node = match (&edge.tiers.node, edge.tiers.look_at_node(&slot).await) {
+        (None, _) => json!({"holds": "nothing", "off": true}),
+        (Some(_), None) => json!({"holds": "nothing"}),
+        (Some(_), Some(entry)) => held(edge, exchange, &entry),
+    };
+    let (regional, lock) = region(edge, exchange, &slot).await;
     json!({
         "consulted": true,
         "key": key.to_string(),
-        "remembered_as_uncacheable": edge.uncacheable.is_remembered(&key.0, std::time::Instant::now()),
+        "remembered_as_uncacheable": edge.uncacheable.is_remembered(&slot, std::time::Instant::now()),
         "memory": memory,
-        "being_fetched_with_waiters": edge.lock.0.table.waiting(&key.0),
+        "node": node,
+        "regional": regional,
+        "lock": {"node": {"fetching": edge.lock.0.table.waiting(&slot).is_some(), "waiting": edge.lock.0.table.waiting(&slot)}, "region": lock},
+        "purges_read_up_to": {"node": edge.tiers.position().node.to_string(), "region": edge.tiers.position().region.to_string()},
+    })
+}
+
+/// What the store of the region says: the entry, and who holds the lock.
+async fn region(edge: &Edge, exchange: &Exchange, slot: &Slot) -> (Value, Value) {
+    let Some(region) = &edge.tiers.region else {
+        return (json!({"holds": "nothing", "off": true}), json!(null));
+    };
+    let Ok(look) = region.look(slot).await else {
+        return (json!({"holds": "nobody knows", "unreachable": true}), json!({"unreachable": true}));
+    };
+    let entry = look.entry.and_then(|packed| edge.tiers.from_region(packed).ok());
+    let held = entry.map_or_else(|| json!({"holds": "nothing"}), |entry| held(edge, exchange, &entry));
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let lock = match (look.lock_holder, look.word) {
+        (Some((holder, left)), _) => json!({"holder": holder, "for_ms": ms(left)}),
+        (None, Some((Word::Uncacheable, left))) => json!({"word": "uncacheable", "for_ms": ms(left)}),
+        (None, Some((Word::Failed(what), left))) => json!({"word": "failed", "what": what, "for_ms": ms(left)}),
+        (None, None) => json!({"holder": null}),
+    };
+    (held, lock)
+}
+
+/// One tier's copy, with what the purges made of it.
+fn held(edge: &Edge, exchange: &Exchange, entry: &Entry) -> Value {
+    let Some(lifetime) = edge.tiers.lifetime(entry) else {
+        return json!({"holds": "a response that was purged"});
+    };
+    let now = exchange.now;
+    let seconds = |from: SystemTime, to: SystemTime| to.duration_since(from).map_or(0, |d| d.as_secs());
+    json!({
+        "holds": if lifetime.is_fresh(now) { "a fresh response" } else { "a stale response" },
+        "bytes": entry.body.len(),
+        "age_s": seconds(lifetime.created, now),
+        "fresh_for_s": seconds(now, lifetime.fresh_until),
+        "stale_for_s": seconds(lifetime.fresh_until, now),
+        "stale_while_revalidate_s": lifetime.stale_while_revalidate_s,
+        "stale_if_error_s": lifetime.stale_if_error_s,
+        "vary": entry.header.headers.get("vary").and_then(|value| value.to_str().ok()),
+        "tags": entry.place.tags.iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
+        "invalidated": lifetime != entry.lifetime,
+        "came_from": match entry.source {
+            Source::Origin => "origin",
+            Source::Node => "disk",
+            Source::Region => "region",
+            Source::Neighbour => "another node's fetch",
+        },
     })
 }

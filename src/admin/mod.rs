@@ -18,11 +18,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
+use crate::cache::purge::{Mode, Scope};
+use crate::cache::status::Tier;
 use crate::conf;
+use crate::deployment::DeploymentId;
 use crate::deployment::alias::{Unchanged, World};
 use crate::deployment::store::{self, Refused};
 use crate::proxy::Edge;
-use crate::storage::Purge;
 
 /// A JSON body is not larger than this.
 const JSON_BYTES_MAX: usize = 1 << 20;
@@ -104,9 +106,9 @@ impl Admin {
             (&Method::PUT, ["v1", "aliases", host]) => self.alias(session, decode(host)).await,
             (&Method::POST, ["v1", "purge"]) => {
                 let order = read_json(session).await?;
-                purge::carry_out(&self.edge, &order)
+                purge::carry_out(&self.edge, &order).await
             }
-            (&Method::GET, ["v1", "explain"]) => explain::explain(&self.edge, &query),
+            (&Method::GET, ["v1", "explain"]) => explain::explain(&self.edge, &query).await,
             (_, ["v1", "deployments" | "purge" | "explain"] | ["v1", "deployments" | "aliases", _]) => {
                 Err(Answer::error(405, "method_not_allowed", format!("{method} is not what {path} takes")))
             }
@@ -143,8 +145,7 @@ impl Admin {
     fn metrics(&self) -> Answer {
         let metrics = &self.edge.metrics;
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
-        metrics.memory_bytes.set(i64::try_from(self.edge.tiers.memory.bytes()).unwrap_or(i64::MAX));
-        metrics.memory_entries.set(gauge(self.edge.tiers.memory.len()));
+        self.tiers();
         metrics.keys_in_flight.set(gauge(self.edge.lock.0.table.len()));
         metrics.deployments.set(gauge(self.edge.registry.world().deployments().len()));
         let census = self.edge.functions.census();
@@ -157,6 +158,33 @@ impl Admin {
             content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
             body: metrics.text().into(),
         }
+    }
+
+    /// Reads the gauges of the tiers.
+    fn tiers(&self) {
+        let (metrics, tiers) = (&self.edge.metrics, &self.edge.tiers);
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        metrics.tier_holds(Tier::Memory, tiers.memory.bytes(), tiers.memory.len() as u64);
+        metrics.purge_marks.set(gauge((tiers.purges.logs.node.len() + tiers.purges.logs.region.len()) as u64));
+        if let Some(node) = &tiers.node {
+            let state = node.state();
+            metrics.tier_holds(Tier::Node, state.bytes, state.entries);
+            metrics.node_writable.set(i64::from(state.writable));
+            metrics.node_dropped.set(gauge(state.puts_dropped + state.put_failures));
+            metrics.node_corrupt.set(gauge(state.corrupt));
+            metrics.node_evictions.set(gauge(state.evictions));
+        }
+        if let Some(region) = &tiers.region {
+            let state = region.state();
+            metrics.region_up.set(i64::from(state.connected && !state.breaker_open));
+            metrics.region_queued_purges.set(gauge(state.queued_purges as u64));
+        }
+    }
+
+    /// Takes all entries of a deployment out of service.
+    async fn forget(&self, id: &DeploymentId) {
+        let tiers = &self.edge.tiers;
+        tiers.purges.order(tiers.region.as_ref(), &[Scope::deployment(&id.0)], Mode::Delete).await;
     }
 
     fn deployments(&self) -> Answer {
@@ -202,7 +230,7 @@ impl Admin {
         })
         .await?;
         // "If you ever need to invalidate the CDN cache, you can always re-deploy" (seed "Caching"): the same content has the same id.
-        self.edge.tiers.purge_owner(made.deployment.number, Purge::Delete);
+        self.forget(&made.deployment.id).await;
         let world = self.edge.registry.world();
         let mut value = describe(&world, &made.deployment);
         value["warnings"] = made.warnings.into();
@@ -214,7 +242,7 @@ impl Admin {
         let edge = self.edge.clone();
         let removed = blocking(move || edge.registry.remove(&name)).await?;
         self.edge.functions.retire(&removed.id);
-        self.edge.tiers.purge_owner(removed.number, Purge::Delete);
+        self.forget(&removed.id).await;
         log::info!("removed {}", removed.id);
         Ok(Answer::json(200, &json!({"removed": removed.id})))
     }
@@ -252,7 +280,7 @@ fn overview() -> String {
      POST   /v1/deployments?name=&alias=  a tar (plain, gzip, zstd) as body\n\
      GET    /v1/deployments/ID         DELETE removes it\n\
      PUT    /v1/aliases/HOST           {\"deployment\": ID}\n\
-     POST   /v1/purge                  {\"urls\": [], \"deployment\": ID, \"all\": false, \"mode\": \"invalidate\" | \"delete\"}\n\
+     POST   /v1/purge                  {\"urls\": [], \"tags\": [], \"deployment\": ID, \"all\": false, \"mode\": \"invalidate\" | \"delete\"}\n\
      GET    /v1/explain?url=&method=&header=\n"
         .to_owned()
 }

@@ -1,5 +1,6 @@
 //! A stored response: an immutable value that many readers share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -9,6 +10,7 @@ use pingora_http::ResponseHeader;
 
 use super::directives;
 use super::freshness::Lifetime;
+use super::purge::{Judged, Logs, Position, Scope};
 
 /// Bytes that an entry costs besides its fields and body: the `Arc`, the map slot, the header table.
 const OVERHEAD_BYTES: u64 = 512;
@@ -29,24 +31,66 @@ const NOT_STORED: [&str; 12] = [
     "server",
 ];
 
-/// What an entry belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an entry belongs to: how it is found, and by which purges it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
+    /// The key without the variant.
+    pub primary: [u8; 16],
     /// The hash of the request fields that selected this variant.
     pub variance: Option<[u8; 16]>,
     /// Variants are found by way of the primary entry and die with it: they carry its number.
     pub family: u64,
-    /// The deployment, by its number.
-    pub owner: u64,
+    /// The deployment.
+    pub owner: Scope,
     /// A file of a deployment: it never changes, so it is never served stale.
     pub fixed: bool,
+    pub tags: Arc<[Box<str>]>,
+    /// How far the logs of purges had been read when its fetch began.
+    pub began: Position,
+    scopes: Arc<[Scope]>,
 }
 
 impl Place {
-    /// For a file, which does not vary.
-    pub fn fixed(family: u64, owner: u64) -> Place {
-        Place { variance: None, family, owner, fixed: true }
+    pub fn new(primary: [u8; 16], family: u64, owner: Scope, began: Position, tags: Arc<[Box<str>]>) -> Place {
+        let scopes = [owner, Scope::key(&primary)].into_iter().chain(tags.iter().map(|tag| Scope::tag(tag))).collect();
+        Place { primary, variance: None, family, owner, fixed: false, tags, began, scopes }
     }
+
+    /// One of the variants of the primary entry.
+    pub fn variant(self, variance: Option<[u8; 16]>) -> Place {
+        Place { variance, ..self }
+    }
+
+    /// For a file, which does not vary.
+    pub fn fixed(self) -> Place {
+        Place { fixed: true, ..self }
+    }
+
+    /// By which purges it is reached, besides that of everything.
+    pub fn scopes(&self) -> &[Scope] {
+        &self.scopes
+    }
+
+    /// What the purges made of it. A file cannot be refreshed: it is read again.
+    pub fn judge(&self, purges: &Logs) -> Judged {
+        match purges.judge(self.began, &self.scopes) {
+            Judged::Stale(_) if self.fixed => Judged::Deleted,
+            judged => judged,
+        }
+    }
+}
+
+/// From where an entry came into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A function, an upstream, or a file of the deployment.
+    Origin,
+    /// The disk that the processes of this node share.
+    Node,
+    /// The store of the region.
+    Region,
+    /// Another node of the region, whose fetch was waited for.
+    Neighbour,
 }
 
 #[derive(Debug)]
@@ -60,9 +104,10 @@ pub struct Entry {
     /// What the client may see of Cache-Control, made once.
     pub client_cache_control: HeaderValue,
     pub place: Place,
+    pub source: Source,
     pub stored_at: SystemTime,
-    /// Set on a primary entry: all variants stored before this are stale.
-    pub invalidated_at: Option<SystemTime>,
+    /// The version of the purges at which it was last found valid.
+    valid_at: AtomicU64,
 }
 
 impl Entry {
@@ -71,38 +116,55 @@ impl Entry {
         let mut header = stored_header(header);
         let length = HeaderValue::from(body.len());
         header.insert_header(http::header::CONTENT_LENGTH, length).expect("a number is a valid field value");
-        let client_cache_control = directives::for_client(&header.headers);
-        Entry {
-            number: next_number(),
-            header,
-            body,
-            lifetime,
-            client_cache_control,
-            place,
-            stored_at: now,
-            invalidated_at: None,
-        }
+        Entry::stored(header, body, lifetime, place, Source::Origin, now)
     }
 
-    /// The same response with other times: what a 304 or an invalidation makes of it.
-    pub fn with_lifetime(&self, header: ResponseHeader, lifetime: Lifetime, now: SystemTime) -> Entry {
+    /// `header` as it is stored.
+    pub fn stored(
+        header: ResponseHeader,
+        body: Bytes,
+        lifetime: Lifetime,
+        place: Place,
+        source: Source,
+        now: SystemTime,
+    ) -> Entry {
         Entry {
             number: next_number(),
             client_cache_control: directives::for_client(&header.headers),
             header,
-            body: self.body.clone(),
+            body,
             lifetime,
-            place: self.place,
+            place,
+            source,
             stored_at: now,
-            invalidated_at: self.invalidated_at,
+            valid_at: AtomicU64::new(0),
         }
+    }
+
+    /// The same response with other fields, times and tags: what a 304 makes of it.
+    pub fn validated(&self, header: ResponseHeader, lifetime: Lifetime, place: Place, now: SystemTime) -> Entry {
+        Entry::stored(header, self.body.clone(), lifetime, place, Source::Origin, now)
+    }
+
+    /// What the purges made of it. One comparison where none came since it was asked last.
+    pub fn judge(&self, purges: &Logs) -> Judged {
+        let version = purges.version();
+        if self.valid_at.load(Ordering::Relaxed) == version {
+            return Judged::Valid;
+        }
+        let judged = self.place.judge(purges);
+        if judged == Judged::Valid {
+            self.valid_at.store(version, Ordering::Relaxed);
+        }
+        judged
     }
 
     /// What it costs to keep, in bytes.
     pub fn weight(&self) -> u64 {
         let fields: usize =
             self.header.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
-        (self.body.len() + fields) as u64 + OVERHEAD_BYTES
+        let tags: usize = self.place.tags.iter().map(|tag| tag.len() + 48).sum();
+        (self.body.len() + fields + tags) as u64 + OVERHEAD_BYTES
     }
 }
 
@@ -156,8 +218,8 @@ mod tests {
             header.append_header(name, value).expect("valid");
         }
         let lifetime = freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None);
-        let entry =
-            Entry::new(&header, Bytes::from_static(b"hello"), lifetime, Place::fixed(1, 1), SystemTime::UNIX_EPOCH);
+        let place = Place::new([1; 16], 1, Scope::deployment("d"), Position::default(), Arc::default());
+        let entry = Entry::new(&header, Bytes::from_static(b"hello"), lifetime, place, SystemTime::UNIX_EPOCH);
         let mut names: Vec<&str> = entry.header.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["cache-control", "content-length", "x-kept"]);

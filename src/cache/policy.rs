@@ -106,6 +106,8 @@ pub enum NotStored {
     /// By a field that the edge writes for each visitor: what the client sent under that name says nothing.
     VaryVisitor,
     TooLarge,
+    /// More tags than can be purged by.
+    TooManyTags,
 }
 
 impl NotStored {
@@ -123,6 +125,7 @@ impl NotStored {
             NotStored::VaryCookie => "vary_cookie",
             NotStored::VaryVisitor => "vary_visitor",
             NotStored::TooLarge => "too_large",
+            NotStored::TooManyTags => "too_many_tags",
         }
     }
 }

@@ -24,12 +24,34 @@ impl State {
     }
 }
 
+/// A tier of the cache that answers can come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    Memory,
+    Node,
+    Regional,
+}
+
+impl Tier {
+    pub const ALL: [Tier; 3] = [Tier::Memory, Tier::Node, Tier::Regional];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Tier::Memory => "memory",
+            Tier::Node => "node",
+            Tier::Regional => "regional",
+        }
+    }
+}
+
 /// How the answer came about, with the reason that the operator will ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
     pub state: State,
     /// A word for the log, `Cache-Status` and `explain`: `cold`, `collapsed`, `set_cookie`, …
     pub reason: &'static str,
+    /// The tier that had the answer.
+    pub tier: Option<Tier>,
     /// Seconds of freshness that are left; negative when stale.
     pub ttl_s: Option<i64>,
     /// Waited for another request's fetch.
@@ -39,8 +61,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// From this tier.
+    pub fn hit(tier: Tier) -> Outcome {
+        Outcome { tier: Some(tier), ..Outcome::new(State::Hit, tier.as_str()) }
+    }
+
     pub fn new(state: State, reason: &'static str) -> Outcome {
-        Outcome { state, reason, ttl_s: None, collapsed: false, stored: false }
+        Outcome { state, reason, tier: None, ttl_s: None, collapsed: false, stored: false }
     }
 
     /// The member of `Cache-Status` (RFC 9211 section 2).
@@ -69,6 +96,11 @@ impl Outcome {
             text.push_str("; detail=");
             text.push_str(self.reason);
         }
+        // A stale answer says both why it is one and where it was.
+        if let Some(tier) = self.tier.filter(|tier| tier.as_str() != self.reason) {
+            text.push_str("; tier=");
+            text.push_str(tier.as_str());
+        }
         text
     }
 }
@@ -81,6 +113,11 @@ mod tests {
     fn outcomes_are_told_in_the_words_of_rfc_9211() {
         let check = |outcome: Outcome, expected: &str| assert_eq!(outcome.cache_status(), expected);
         check(Outcome { ttl_s: Some(7), ..Outcome::new(State::Hit, "memory") }, "perigee; hit; ttl=7; detail=memory");
+        check(Outcome::hit(Tier::Regional), "perigee; hit; detail=regional");
+        check(
+            Outcome { tier: Some(Tier::Node), ..Outcome::new(State::Stale, "stale_time") },
+            "perigee; hit; detail=stale_time; tier=node",
+        );
         check(
             Outcome { ttl_s: Some(-2), ..Outcome::new(State::Stale, "stale_time") },
             "perigee; hit; ttl=-2; detail=stale_time",

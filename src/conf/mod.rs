@@ -86,8 +86,46 @@ pub enum Source {
 pub struct Cache {
     /// Bytes, of this process.
     pub memory: u64,
+    /// `None` turns the cache on disk off.
+    pub node: Option<NodeCache>,
+    /// `None`: a region of one node.
+    pub regional: Option<Regional>,
     /// How long a request waits for another that fetches the same.
     pub lock_timeout: Duration,
+}
+
+/// The cache on disk that the processes of a node share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeCache {
+    pub path: PathBuf,
+    /// Bytes, of all processes together.
+    pub size: u64,
+}
+
+/// The store that the nodes of a region share.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Regional {
+    /// `redis://` or `rediss://`, at least one: the server, sentinels, or nodes of a cluster.
+    pub urls: Vec<String>,
+    pub mode: RegionalMode,
+    pub username: Option<String>,
+    pub password: Option<String>,
+    /// Trusted instead of what the system trusts, for `rediss://`.
+    pub ca_pem: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegionalMode {
+    Single,
+    Sentinel { master: String },
+    Cluster,
+}
+
+/// By hand, so that no password reaches a log.
+impl fmt::Debug for Regional {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Regional").field("servers", &self.urls.len()).field("mode", &self.mode).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +170,7 @@ impl Default for Listen {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { memory: 256 * MB, lock_timeout: Duration::from_secs(3) }
+        Self { memory: 256 * MB, node: None, regional: None, lock_timeout: Duration::from_secs(3) }
     }
 }
 
@@ -257,7 +295,7 @@ impl Conf {
         let data = reader.value(&root, "data", path).unwrap_or_else(|| "./data".into());
         let domain = reader.value(&root, "domain", domain).unwrap_or_else(|| "now.localhost".into());
         let deployments = deployments(&mut reader, &root);
-        let cache = cache(&mut reader, &root);
+        let cache = cache(&mut reader, &root, &data);
         let functions = functions(&mut reader, &root);
         let headers = headers(&mut reader, &root);
         let grace = reader
@@ -291,6 +329,8 @@ impl Conf {
             ("data", self.data != new.data),
             ("domain", self.domain != new.domain),
             ("cache.memory", self.cache.memory != new.cache.memory),
+            ("cache.node", self.cache.node != new.cache.node),
+            ("cache.regional", self.cache.regional != new.cache.regional),
             ("cache.lock_timeout", self.cache.lock_timeout != new.cache.lock_timeout),
             ("grace", self.grace != new.grace),
         ]
@@ -468,16 +508,97 @@ pub fn clean_name(text: &str) -> String {
     name.trim_end_matches('-').into()
 }
 
-fn cache(reader: &mut Reader, root: &Section) -> Cache {
+fn cache(reader: &mut Reader, root: &Section, data: &Path) -> Cache {
     let defaults = Cache::default();
     let section = reader.section(root, "cache");
     Cache {
         memory: reader.value(&section, "memory", |text| units::size(text, MB..=1024 * GB)).unwrap_or(defaults.memory),
+        node: node_cache(reader, &section, data),
+        regional: regional(reader, &section),
         lock_timeout: reader
             .value(&section, "lock_timeout", |text| {
                 units::duration(text, Duration::from_millis(1)..=Duration::from_secs(60))
             })
             .unwrap_or(defaults.lock_timeout),
+    }
+}
+
+fn node_cache(reader: &mut Reader, cache: &Section, data: &Path) -> Option<NodeCache> {
+    if let Some((node, _)) = cache.get("node")
+        && reader.is_single(node)
+    {
+        reader.value(cache, "node", |text| match text {
+            "off" => Ok(()),
+            _ => Err("which is neither a mapping like {path: ./data/cache, size: 10GB} nor off".into()),
+        });
+        return None;
+    }
+    let section = reader.section(cache, "node");
+    Some(NodeCache {
+        path: reader.value(&section, "path", path).unwrap_or_else(|| data.join("cache")),
+        // 64 MB take the largest body that is cached at all.
+        size: reader.value(&section, "size", |text| units::size(text, 64 * MB..=1024 * GB)).unwrap_or(10 * GB),
+    })
+}
+
+fn regional(reader: &mut Reader, cache: &Section) -> Option<Regional> {
+    let section = reader.optional_section(cache, "regional")?;
+    if section.get("redis").is_none() {
+        reader.missing(&section, "redis", "\"redis://127.0.0.1:6379\"");
+    }
+    let urls = reader.one_or_more(&section, "redis", redis_url).unwrap_or_default();
+    // Not by the parser: what that refuses is shown.
+    for url in urls.iter().filter(|url| url.value.contains('@')) {
+        let expected = "which belongs into a file; name that in cache.regional.password.file";
+        reader.mistake(&url.place, "an address with a password in it", expected);
+    }
+    let sentinel = reader.value(&section, "sentinel", |text| match text {
+        "" => Err("which is no name; write that of the master".to_owned()),
+        _ => Ok(text.to_owned()),
+    });
+    let cluster = reader.placed(&section, "cluster", |text| match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("which is neither true nor false".to_owned()),
+    });
+    if let (Some(_), Some(cluster)) = (&sentinel, cluster.as_ref().filter(|cluster| cluster.value)) {
+        reader.mistake(&cluster.place, "both `sentinel` and `cluster`", "where one of them belongs; remove the other");
+    }
+    let username = reader.value(&section, "username", |text| Ok(text.to_owned()));
+    let password = match section.get("password") {
+        None => None,
+        Some(_) => reader
+            .optional_section(&section, "password")
+            .and_then(|password| reader.required(&password, "file", "conf/redis.password", |text| token_in(&path(text)?))),
+    };
+    let ca_pem = reader.value(&section, "ca", |text| {
+        let pem = read_text(&path(text)?, MB).map_err(|error| format!("which cannot be read ({error})"))?;
+        match pem.contains("-----BEGIN CERTIFICATE-----") {
+            true => Ok(pem.into_bytes()),
+            false => Err("which holds no certificate in PEM form".into()),
+        }
+    });
+    let mode = match (sentinel, cluster.is_some_and(|cluster| cluster.value)) {
+        (Some(master), _) => RegionalMode::Sentinel { master },
+        (None, true) => RegionalMode::Cluster,
+        (None, false) => RegionalMode::Single,
+    };
+    let urls = urls.into_iter().map(|url| url.value).collect();
+    Some(Regional { urls, mode, username, password, ca_pem })
+}
+
+fn redis_url(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("redis://").or_else(|| text.strip_prefix("rediss://"));
+    let Some(rest) = rest else {
+        return Err("which is not redis://HOST:PORT, or rediss:// for TLS".into());
+    };
+    if rest.contains('@') {
+        return Ok(text.to_owned());
+    }
+    let uri: http::Uri = format!("http://{rest}").parse().map_err(|_| "which is not redis://HOST:PORT".to_owned())?;
+    match uri.host() {
+        Some(host) if !host.is_empty() => Ok(text.to_owned()),
+        _ => Err("which names no host; write redis://HOST:PORT".into()),
     }
 }
 
@@ -813,16 +934,16 @@ mod tests {
             &[
                 "2:9: cache.memry: found an unknown key, did you mean `memory`?",
                 "2:19: cache.lock-timeout: found an unknown key, did you mean `lock_timeout`?",
-                "2:37: cache.xyzzy: found an unknown key, known here are memory, lock_timeout",
+                "2:37: cache.xyzzy: found an unknown key, known here are memory, node, regional, lock_timeout",
             ],
         );
         check(
             "cache: 256MB",
-            &["2:8: cache: found a single value, where a mapping belongs, with keys out of: memory, lock_timeout"],
+            &["2:8: cache: found a single value, where a mapping belongs, with keys out of: memory, node, regional, lock_timeout"],
         );
         check(
             "cache: []",
-            &["2:8: cache: found a list, where a mapping belongs, with keys out of: memory, lock_timeout"],
+            &["2:8: cache: found a list, where a mapping belongs, with keys out of: memory, node, regional, lock_timeout"],
         );
         check(
             "tls: {redirect_http: true}",
@@ -833,13 +954,6 @@ mod tests {
             &[
                 "2:10: listen.https: found a key for a feature that this version does not have yet, remove it",
                 "2:37: listen.peer: found a key for a feature that this version does not have yet, remove it",
-            ],
-        );
-        check(
-            "cache: {node: {path: x}, regional: {redis: x}}",
-            &[
-                "2:9: cache.node: found a key for a feature that this version does not have yet, remove it",
-                "2:26: cache.regional: found a key for a feature that this version does not have yet, remove it",
             ],
         );
         check(
@@ -856,6 +970,47 @@ mod tests {
             &[
                 "2:1: 1: found an unknown key, known here are region, node, threads, listen, admin, data, domain, deployments, cache, functions, headers, grace",
             ],
+        );
+    }
+
+    #[test]
+    fn the_tiers_are_as_written() {
+        let conf = conf("data: /d");
+        assert_eq!(conf.cache.node, Some(NodeCache { path: "/d/cache".into(), size: 10 * GB }));
+        assert_eq!(conf.cache.regional, None);
+        let cache = |yaml: &str| parse(&format!("region: sfo1\ncache: {{{yaml}}}")).expect(yaml).cache;
+        assert_eq!(cache("node: off").node, None);
+        assert_eq!(cache("node: {size: 64MB}").node.map(|node| node.size), Some(64 * MB));
+        let regional = |yaml: &str| cache(&format!("regional: {{{yaml}}}")).regional.expect(yaml);
+        let one = regional(r#"redis: "redis://h:1""#);
+        assert_eq!((one.urls, one.mode), (vec!["redis://h:1".to_owned()], RegionalMode::Single));
+        let sentinel = regional(r#"redis: ["redis://a:1", "rediss://b:2"], sentinel: m"#);
+        assert_eq!((sentinel.urls.len(), sentinel.mode), (2, RegionalMode::Sentinel { master: "m".into() }));
+        assert_eq!(regional(r#"redis: "redis://a:1", cluster: true"#).mode, RegionalMode::Cluster);
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_the_tiers() {
+        check(
+            "cache: {node: 5GB}",
+            &[r#"2:15: cache.node: found "5GB", which is neither a mapping like {path: ./data/cache, size: 10GB} nor off"#],
+        );
+        check(
+            "cache: {regional: {}}",
+            &[
+                "2:19: cache.regional.redis: found nothing, where a value must be given; write for example `redis: \"redis://127.0.0.1:6379\"`",
+            ],
+        );
+        check(
+            r#"cache: {regional: {redis: ["memcached://h", "redis://:secret@h"]}}"#,
+            &[
+                r#"2:28: cache.regional.redis[0]: found "memcached://h", which is not redis://HOST:PORT, or rediss:// for TLS"#,
+                "2:45: cache.regional.redis[1]: found an address with a password in it, which belongs into a file; name that in cache.regional.password.file",
+            ],
+        );
+        check(
+            r#"cache: {regional: {redis: "redis://h", sentinel: m, cluster: true}}"#,
+            &["2:62: cache.regional.cluster: found both `sentinel` and `cluster`, where one of them belongs; remove the other"],
         );
     }
 
@@ -1329,6 +1484,7 @@ admin: {token: {file: /does/not/exist}}"#,
                 "data",
                 "domain",
                 "cache.memory",
+                "cache.node",
                 "cache.lock_timeout",
                 "grace"
             ]

@@ -28,6 +28,14 @@ pub(super) const KEYS: &[&str] = &[
     "deployments[].name",
     "deployments[].aliases",
     "cache.memory",
+    "cache.node.path",
+    "cache.node.size",
+    "cache.regional.redis",
+    "cache.regional.sentinel",
+    "cache.regional.cluster",
+    "cache.regional.username",
+    "cache.regional.password.file",
+    "cache.regional.ca",
     "cache.lock_timeout",
     "functions.memory",
     "functions.max_duration",
@@ -44,7 +52,7 @@ pub(super) const KEYS: &[&str] = &[
 
 /// Keys that the design has and this version does not. A feature that arrives moves its keys to `KEYS`.
 const LATER: &[&str] =
-    &["tls", "store", "regions", "secret", "listen.https", "listen.peer", "cache.node", "cache.regional"];
+    &["tls", "store", "regions", "secret", "listen.https", "listen.peer"];
 
 /// Our file is five levels deep. Without a bound, a row of `[` would overflow the stack.
 const DEPTH_MAX: usize = 32;
@@ -146,6 +154,11 @@ impl<'a> Reader<'a> {
         });
     }
 
+    /// Whether a single value stands where a section could.
+    pub fn is_single(&self, node: &Node) -> bool {
+        matches!(node.value, Tree::Text(_) | Tree::Typed(_))
+    }
+
     /// Whether something at or under this key is wrong already, so that a check of the whole would only say it again.
     pub fn has_mistake_within(&self, place: &Place) -> bool {
         self.mistakes.iter().any(|mistake| mistake.key.starts_with(&place.key))
@@ -244,6 +257,20 @@ impl<'a> Reader<'a> {
         };
         let read = |(at, item)| self.scalar(item, list.item(item, at), &mut parse);
         Some(items.iter().enumerate().filter_map(read).collect())
+    }
+
+    /// Like `values`, for a key that takes a single value as well.
+    pub fn one_or_more<T>(
+        &mut self,
+        section: &Section,
+        name: &str,
+        mut parse: impl FnMut(&str) -> Result<T, String>,
+    ) -> Option<Vec<Placed<T>>> {
+        let (node, place) = section.get(name)?;
+        match &node.value {
+            Tree::List(_) => self.values(section, name, parse),
+            _ => Some(self.scalar(node, place, &mut parse).into_iter().collect()),
+        }
     }
 
     fn scalar<T>(
@@ -536,11 +563,12 @@ mod tests {
     fn reference_is_valid_with_every_key_in_use() {
         let text = with_all_keys(&std::fs::read_to_string(REFERENCE).unwrap());
         let token = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/reference.yaml");
-        let mistakes = Conf::parse(Path::new(REFERENCE), &text.replace("conf/admin.token", token));
-        // The reference itself is no token, and that is all there is to say against it.
-        let mistakes = mistakes.unwrap_err();
-        assert_eq!(mistakes.all().len(), 1, "{mistakes}");
-        assert_eq!(mistakes.all()[0].key, "admin.token.file");
+        let files = ["conf/admin.token", "conf/redis.password", "conf/redis-ca.pem"];
+        let text = files.iter().fold(text, |text, file| text.replace(file, token));
+        // The reference itself is no token, no password and no certificate, and that is all there is to say against it.
+        let mistakes = Conf::parse(Path::new(REFERENCE), &text).unwrap_err();
+        let keys: Vec<&str> = mistakes.all().iter().map(|mistake| mistake.key.as_str()).collect();
+        assert_eq!(keys, ["admin.token.file", "cache.regional.password.file", "cache.regional.ca"], "{mistakes}");
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! What one request has to do with the lock of its key. Travels in `CacheKey::extensions`, the only thing that the lock, the storage
 //! and the phases of one request all see.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use pingora_cache::key::CacheKey;
+use tokio::task::AbortHandle;
 
+use super::node::Waiter;
 use crate::cache::freshness::Lifetime;
+use crate::cache::purge::{Epoch, Position, Scope};
 use crate::error::Code;
 use crate::static_origin::StaticRef;
+use crate::storage::RegionalLease;
 use crate::storage::fill::Fill;
 
 /// Why a fetch brought nothing that can be shared.
@@ -19,6 +24,24 @@ pub enum Failure {
     Code(Code),
     /// The origin answered with this 5xx status.
     Status(u16),
+}
+
+impl Failure {
+    /// For the other nodes of the region.
+    pub fn write(self) -> String {
+        match self {
+            Failure::Code(code) => code.as_str().to_owned(),
+            Failure::Status(status) => status.to_string(),
+        }
+    }
+
+    /// What another node wrote; one of another version may know codes that this one does not.
+    pub fn read(text: &str) -> Failure {
+        match text.parse() {
+            Ok(status @ 500..=599) => Failure::Status(status),
+            _ => Failure::Code(Code::named(text).unwrap_or(Code::InternalUnexpectedError)),
+        }
+    }
 }
 
 /// What a request that holds a permit is to do with it.
@@ -31,17 +54,28 @@ pub enum Verdict {
     Share(Failure),
     /// It waited as long as it may, and so do ten others that ask the origin by themselves.
     GiveUp,
+    /// Its client went away while it waited.
+    Gone,
+}
+
+/// What is known of a request when its claim is made.
+pub struct Claimant {
+    /// The background refresh of a stale entry: it came with a permit of its own.
+    pub background: bool,
+    /// The deployment.
+    pub owner: Scope,
+    /// Up to where the logs of purges had been read when the request arrived.
+    pub began: Position,
+    /// The file that the entry is made from, where that is all it takes.
+    pub below: Option<StaticRef>,
+    /// A stale entry within its window may answer it.
+    pub stale_will_do: bool,
+    /// The socket of the client, to see whether it is still there.
+    pub client: Option<RawFd>,
 }
 
 pub struct Claim {
-    /// The background refresh of a stale entry: it came with a permit of its own and never waits.
-    pub background: bool,
-    /// The deployment, by its number.
-    pub owner: u64,
-    /// The number of the latest purge when the request arrived.
-    pub purges_seen: u64,
-    /// The file that the entry is made from, where that is all it takes.
-    pub below: Option<StaticRef>,
+    pub claimant: Claimant,
     state: Mutex<State>,
 }
 
@@ -54,7 +88,13 @@ struct State {
     verdict: Verdict,
     failure: Option<Failure>,
     lifetime: Option<Lifetime>,
+    tags: Option<Arc<[Box<str>]>>,
     fill: Option<Arc<Fill>>,
+    lease: Option<RegionalLease>,
+    /// The purges that the region had seen when its lock was won.
+    leased_at: Epoch,
+    waiter: Option<Waiter>,
+    watch: Option<AbortHandle>,
 }
 
 /// The claim of the request that asks about this key.
@@ -63,8 +103,8 @@ pub fn of(key: &CacheKey) -> Option<&Claim> {
 }
 
 impl Claim {
-    pub fn new(background: bool, owner: u64, purges_seen: u64, below: Option<StaticRef>) -> Claim {
-        Claim { background, owner, purges_seen, below, state: Mutex::default() }
+    pub fn new(claimant: Claimant) -> Claim {
+        Claim { claimant, state: Mutex::default() }
     }
 
     /// When it first asked for the lock.
@@ -72,8 +112,18 @@ impl Claim {
         *self.state.lock().since.get_or_insert(now)
     }
 
-    pub fn wait(&self) {
-        self.state.lock().waited = true;
+    /// Waits as this one; what watched its client before is over.
+    pub fn wait(&self, waiter: Waiter, watch: Option<AbortHandle>) {
+        let mut state = self.state.lock();
+        state.waited = true;
+        state.waiter = Some(waiter);
+        state.stop_watch();
+        state.watch = watch;
+    }
+
+    /// What it waited as the last time.
+    pub fn waiter(&self) -> Option<Waiter> {
+        self.state.lock().waiter
     }
 
     /// Fetches for all others.
@@ -81,6 +131,27 @@ impl Claim {
         let mut state = self.state.lock();
         state.leads = true;
         state.verdict = Verdict::Fetch;
+        state.stop_watch();
+    }
+
+    /// Fetches for the whole region.
+    pub fn hold(&self, lease: Option<RegionalLease>) {
+        let mut state = self.state.lock();
+        if let Some(lease) = &lease {
+            state.leased_at = lease.epoch();
+        }
+        state.lease = lease;
+    }
+
+    /// The lock of the region passes on to whoever stores the response or tells the other nodes.
+    pub fn take_lease(&self) -> Option<RegionalLease> {
+        self.state.lock().lease.take()
+    }
+
+    /// A purge after this position of the logs wins over what is fetched.
+    pub fn began(&self) -> Position {
+        let began = self.claimant.began;
+        Position { region: began.region.max(self.state.lock().leased_at), ..began }
     }
 
     /// Waited for somebody else's fetch.
@@ -127,11 +198,33 @@ impl Claim {
         self.state.lock().lifetime
     }
 
+    pub fn set_tags(&self, tags: Arc<[Box<str>]>) {
+        self.state.lock().tags = Some(tags);
+    }
+
+    pub fn tags(&self) -> Option<Arc<[Box<str>]>> {
+        self.state.lock().tags.clone()
+    }
+
     pub fn set_fill(&self, fill: Arc<Fill>) {
         self.state.lock().fill = Some(fill);
     }
 
     pub fn fill(&self) -> Option<Arc<Fill>> {
         self.state.lock().fill.clone()
+    }
+}
+
+impl State {
+    fn stop_watch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.abort();
+        }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.stop_watch();
     }
 }

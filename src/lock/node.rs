@@ -3,14 +3,15 @@
 //! ```text
 //!                 lock                      arbitrated               taken by one requester
 //!   (no slot) ──────────▶ Flying(arbiter) ─────────────▶ Ready ───────────────────────────▶ Flying(leader)
-//!       ▲                     │ found below                │ not taken in time                 │
-//!       │                     ▼                            ▼                                   │ released
+//!       ▲                     │ found below, or            │ not taken in time                 │
+//!       │                     ▼ arriving elsewhere         ▼                                   │ released
 //!       └──────────────── (no slot) ◀──────────────────────┘        done, uncacheable ◀────────┤
-//!       ▲                                                                                      │ failed, with followers
-//!       └──────────────────────────── hold over ◀──────── Failed ◀─────────────────────────────┘
+//!       ▲                                                                                      │ failed, with followers;
+//!       └──────────────────────────── hold over ◀──────── Failed ◀─────────────────────────────┘ or failed elsewhere
 //! ```
-//! - Everyone who finds a slot Flying waits in a wave: a stub with a time limit of its own, so that each waits at most the lock timeout
-//!   counted from its own arrival. (One stub for all would time out the late-comers with the first.)
+//! - Everyone who finds a slot Flying waits by a permit of its own, so that each waits at most the lock timeout counted from its own
+//!   arrival, and one whose client went away can leave without the others.
+//! - `Ready` may hold the lock of the region (`L`): it goes to the one who leads, and is given back when nobody comes.
 //! - After the timeout a waiter goes alone, at most `ALONE_MAX` at once per key; one that finds no place waits once more, then gives up.
 //! - A failure is held only when somebody shared it: with company, a storm costs two tries; alone, the next request tries again at once.
 //! - The table is bounded; beyond the bound requests fetch without collapsing.
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use http::Extensions;
 use parking_lot::Mutex;
-use pingora_cache::lock::{LockStatus, LockStub, ReadLock, WritePermit};
+use pingora_cache::lock::{LockStatus, ReadLock, WritePermit};
 
 use super::claim::Failure;
 use crate::storage::memory::Slot;
@@ -36,8 +37,6 @@ pub const FAILURE_HOLD: Duration = Duration::from_secs(1);
 pub const REFRESH_HOLD: Duration = Duration::from_secs(1);
 /// A lock that nobody released (its request died in a way that ran no code) is forgotten after this.
 const FLIGHT_AGE_MAX: Duration = Duration::from_secs(15 * 60);
-/// Waiters that arrive within the same span of time share a wave.
-const WAVES_PER_TIMEOUT: u32 = 12;
 
 /// The number of a flight, in the extensions of its permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,21 +46,29 @@ pub struct Flight(pub u64);
 #[derive(Debug, Clone, Copy)]
 pub struct Alone;
 
-pub struct Table {
-    shards: Vec<Mutex<Shard>>,
+/// One who waits in a flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiter {
+    flight: u64,
+    number: u64,
+}
+
+/// `L`: the lock of the region.
+pub struct Table<L> {
+    shards: Vec<Mutex<Shard<L>>>,
     timeout: Duration,
 }
 
-#[derive(Default)]
-pub struct Shard {
-    slots: HashMap<Slot, State>,
+struct Shard<L> {
+    slots: HashMap<Slot, State<L>>,
     flights: u64,
 }
 
-enum State {
+enum State<L> {
     Flying(Flying),
     Ready {
         since: Instant,
+        lease: Option<L>,
     },
     Failed {
         failure: Failure,
@@ -78,25 +85,20 @@ struct Flying {
     since: Instant,
     /// Refreshes an entry that is served stale meanwhile.
     background: bool,
-    waves: Vec<Wave>,
+    waiting: HashMap<u64, Wakeup>,
+    waiters_ever: u64,
     followers: usize,
     alone: usize,
 }
 
-struct Wave {
-    since: Instant,
-    wakeup: Wakeup,
-    stub: LockStub,
-}
-
 /// What one who asked for the lock is told.
-pub enum Told {
+pub enum Told<L> {
     /// Nobody is at it, the asker least of all: an arbiter has to be started for this flight.
-    Arbitrate { flight: u64, wait: ReadLock },
+    Arbitrate { flight: u64, wait: ReadLock, waiter: Waiter },
     /// It is the one who fetches.
-    Lead { flight: u64, permit: WritePermit },
+    Lead { flight: u64, permit: WritePermit, lease: Option<L> },
     /// Somebody is at it.
-    Wait { read: ReadLock },
+    Wait { read: ReadLock, waiter: Waiter },
     /// It waited long enough and asks the origin by itself.
     Alone { permit: WritePermit },
     /// The fetch that it waited for failed, or one that others shared a moment ago.
@@ -114,58 +116,71 @@ pub struct Asker {
     pub since: Instant,
     /// It found a stale entry that it may serve.
     pub may_serve_stale: bool,
+    /// What it was told to wait as before.
+    pub before: Option<Waiter>,
 }
 
-impl Table {
-    pub fn new(timeout: Duration) -> Table {
-        Table { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), timeout }
+impl<L> Table<L> {
+    pub fn new(timeout: Duration) -> Table<L> {
+        let shard = || Mutex::new(Shard { slots: HashMap::new(), flights: 0 });
+        Table { shards: (0..SHARDS).map(|_| shard()).collect(), timeout }
     }
 
-    fn shard(&self, slot: &Slot) -> &Mutex<Shard> {
+    fn shard(&self, slot: &Slot) -> &Mutex<Shard<L>> {
         &self.shards[usize::from(slot[15]) % SHARDS]
     }
 
     /// `stale_writer`: a stale entry is there (Pingora's word).
-    pub fn ask(&self, slot: &Slot, asker: Asker, stale_writer: bool, now: Instant) -> Told {
+    pub fn ask(&self, slot: &Slot, asker: Asker, stale_writer: bool, now: Instant) -> Told<L> {
         let mut shard = self.shard(slot).lock();
-        shard.forget_if_over(slot, now);
+        let over = shard.forget_if_over(slot, now);
+        let told = self.tell(&mut shard, slot, asker, stale_writer, now);
+        drop(shard);
+        drop(over);
+        told
+    }
+
+    fn tell(&self, shard: &mut Shard<L>, slot: &Slot, asker: Asker, stale_writer: bool, now: Instant) -> Told<L> {
         match shard.slots.get_mut(slot) {
             Some(State::Flying(flying)) => self.join(flying, asker, stale_writer, now),
             Some(State::Failed { .. } | State::Resting { .. }) if asker.may_serve_stale => {
-                Told::Refreshing { read: closed() }
+                Told::Refreshing { read: nothing_to_wait_for() }
             }
             Some(State::Failed { failure, .. }) => Told::Share { failure: *failure, permit: detached(stale_writer) },
-            Some(State::Ready { .. }) => {
-                let flight = shard.fly(*slot, asker.may_serve_stale, now);
-                Told::Lead { flight, permit: leading(flight, stale_writer) }
+            Some(State::Ready { lease, .. }) => {
+                let lease = lease.take();
+                let flight = shard.fly(*slot, asker.may_serve_stale, now).flight;
+                Told::Lead { flight, permit: leading(flight, stale_writer), lease }
             }
             Some(State::Resting { .. }) | None => {
                 if shard.slots.len() >= KEYS_MAX / SHARDS {
                     return Told::Alone { permit: detached(stale_writer) };
                 }
-                let flight = shard.fly(*slot, asker.may_serve_stale, now);
+                let flying = shard.fly(*slot, asker.may_serve_stale, now);
+                let flight = flying.flight;
                 if asker.may_serve_stale {
                     // Pingora has to see a writer, or it would not start the background refresh.
-                    return Told::Lead { flight, permit: leading(flight, stale_writer) };
+                    return Told::Lead { flight, permit: leading(flight, stale_writer), lease: None };
                 }
-                let Some(State::Flying(flying)) = shard.slots.get_mut(slot) else {
-                    return Told::Alone { permit: detached(stale_writer) };
-                };
-                Told::Arbitrate { flight, wait: self.wave(flying, now) }
+                let (wait, waiter) = flying.wait(self.timeout);
+                Told::Arbitrate { flight, wait, waiter }
             }
         }
     }
 
-    fn join(&self, flying: &mut Flying, asker: Asker, stale_writer: bool, now: Instant) -> Told {
+    fn join(&self, flying: &mut Flying, asker: Asker, stale_writer: bool, now: Instant) -> Told<L> {
         if asker.may_serve_stale {
-            return Told::Refreshing { read: flying.waves.last().map_or_else(closed, |wave| wave.stub.read_lock()) };
+            return Told::Refreshing { read: nothing_to_wait_for() };
         }
-        // Waves are this much shorter than the timeout for those who join late.
-        let slack = self.timeout / WAVES_PER_TIMEOUT;
-        let waited = now.saturating_duration_since(asker.since) + slack;
+        let known = asker.before.filter(|before| before.flight == flying.flight);
+        if let Some(before) = known {
+            flying.waiting.remove(&before.number);
+        }
+        let waited = now.saturating_duration_since(asker.since);
         if waited < self.timeout {
-            flying.followers += 1;
-            return Told::Wait { read: self.wave(flying, now) };
+            flying.followers += usize::from(known.is_none());
+            let (read, waiter) = flying.wait(self.timeout - waited);
+            return Told::Wait { read, waiter };
         }
         if flying.alone < ALONE_MAX {
             flying.alone += 1;
@@ -176,38 +191,34 @@ impl Table {
         if waited >= self.timeout * 2 {
             return Told::GiveUp { permit: detached(stale_writer) };
         }
-        Told::Wait { read: self.wave(flying, now) }
+        let (read, waiter) = flying.wait(self.timeout * 2 - waited);
+        Told::Wait { read, waiter }
     }
 
-    /// The wave that someone who arrives now waits in.
-    fn wave(&self, flying: &mut Flying, now: Instant) -> ReadLock {
-        let span = self.timeout / WAVES_PER_TIMEOUT;
-        if let Some(wave) = flying.waves.last()
-            && now.saturating_duration_since(wave.since) < span
-        {
-            return wave.stub.read_lock();
+    /// One who waits does not want to any more: it looks again at once.
+    pub fn leave(&self, slot: &Slot, waiter: Waiter) {
+        let left = match self.shard(slot).lock().slots.get_mut(slot) {
+            Some(State::Flying(flying)) if flying.flight == waiter.flight => flying.waiting.remove(&waiter.number),
+            _ => None,
+        };
+        if let Some(wakeup) = left {
+            wakeup.wake(LockStatus::TransientError);
         }
-        // Waves that everybody left by their time limit are of no more use.
-        let timeout = self.timeout;
-        flying.waves.retain(|wave| now.saturating_duration_since(wave.since) <= timeout * 2);
-        let (permit, stub) = WritePermit::new(timeout, false, Extensions::new());
-        let read = stub.read_lock();
-        flying.waves.push(Wave { since: now, wakeup: Wakeup(Some(permit)), stub });
-        read
     }
 
-    /// The arbiter found nothing below: whoever asks first becomes the leader.
-    pub fn ready(&self, slot: &Slot, flight: u64, now: Instant) -> Vec<Wakeup> {
+    /// The arbiter found nothing below: whoever asks first becomes the leader, with the lock of the region if the arbiter won that.
+    pub fn ready(&self, slot: &Slot, flight: u64, lease: Option<L>, now: Instant) -> Vec<Wakeup> {
         let mut shard = self.shard(slot).lock();
         if !shard.is_flying(slot, flight) {
+            drop(shard);
             return Vec::new();
         }
-        let waves = wakeups(shard.slots.insert(*slot, State::Ready { since: now }));
+        let before = shard.slots.insert(*slot, State::Ready { since: now, lease });
         drop(shard);
-        waves
+        wakeups(before)
     }
 
-    /// The flight is over.
+    /// The flight is over. How many it answered besides its leader comes back as well.
     pub fn land(&self, slot: &Slot, flight: u64, outcome: Landing, now: Instant) -> (Vec<Wakeup>, usize) {
         let mut shard = self.shard(slot).lock();
         if !shard.is_flying(slot, flight) {
@@ -219,11 +230,14 @@ impl Table {
             _ => (0, false),
         };
         match outcome {
-            Landing::Failed(_) if background => {
+            Landing::Failed(_) | Landing::FailedElsewhere { .. } if background => {
                 shard.slots.insert(*slot, State::Resting { until: now + REFRESH_HOLD });
             }
             Landing::Failed(failure) if followers > 0 => {
                 shard.slots.insert(*slot, State::Failed { failure, until: now + FAILURE_HOLD });
+            }
+            Landing::FailedElsewhere { failure, hold } => {
+                shard.slots.insert(*slot, State::Failed { failure, until: now + hold.min(FAILURE_HOLD) });
             }
             Landing::Failed(_) | Landing::Over => {}
         }
@@ -236,13 +250,13 @@ impl Table {
         let mut shard = self.shard(slot).lock();
         let Some(State::Flying(flying)) = shard.slots.get_mut(slot) else { return Vec::new() };
         flying.alone = flying.alone.saturating_sub(1);
-        if stored { flying.waves.drain(..).map(|wave| wave.wakeup).collect() } else { Vec::new() }
+        if stored { flying.waiting.drain().map(|(_, wakeup)| wakeup).collect() } else { Vec::new() }
     }
 
     /// Drops what nobody came for.
     pub fn sweep(&self, now: Instant) {
         for shard in &self.shards {
-            let over: Vec<State> = {
+            let over: Vec<State<L>> = {
                 let mut shard = shard.lock();
                 let over: Vec<Slot> = shard
                     .slots
@@ -252,9 +266,8 @@ impl Table {
                     .collect();
                 over.iter().filter_map(|slot| shard.slots.remove(slot)).collect()
             };
-            over.into_iter()
-                .flat_map(|state| wakeups(Some(state)))
-                .for_each(|wakeup| wakeup.wake(LockStatus::TransientError));
+            // Those who wait look again, and a lock of the region goes back.
+            drop(over);
         }
     }
 
@@ -269,7 +282,7 @@ impl Table {
     /// For `explain`: is anybody fetching this, and how many wait.
     pub fn waiting(&self, slot: &Slot) -> Option<usize> {
         match self.shard(slot).lock().slots.get(slot) {
-            Some(State::Flying(flying)) => Some(flying.followers),
+            Some(State::Flying(flying)) => Some(flying.waiting.len()),
             _ => None,
         }
     }
@@ -280,9 +293,14 @@ pub enum Landing {
     /// Stored, or not to be shared: nobody needs the lock any more.
     Over,
     Failed(Failure),
+    /// Another node of the region failed; the failure holds that much longer.
+    FailedElsewhere {
+        failure: Failure,
+        hold: Duration,
+    },
 }
 
-/// Those who wait in one wave.
+/// One who waits.
 pub struct Wakeup(Option<WritePermit>);
 
 impl Wakeup {
@@ -302,20 +320,20 @@ impl Drop for Wakeup {
     }
 }
 
-fn wakeups(state: Option<State>) -> Vec<Wakeup> {
+fn wakeups<L>(state: Option<State<L>>) -> Vec<Wakeup> {
     match state {
-        Some(State::Flying(flying)) => flying.waves.into_iter().map(|wave| wave.wakeup).collect(),
+        Some(State::Flying(flying)) => flying.waiting.into_values().collect(),
         _ => Vec::new(),
     }
 }
 
 /// A permit that is in no table: what its holder does concerns nobody else.
-fn detached(stale_writer: bool) -> WritePermit {
+pub fn detached(stale_writer: bool) -> WritePermit {
     WritePermit::new(FLIGHT_AGE_MAX, stale_writer, Extensions::new()).0
 }
 
 /// A read lock with nothing to wait for.
-fn closed() -> ReadLock {
+pub fn nothing_to_wait_for() -> ReadLock {
     let (mut permit, stub) = WritePermit::new(Duration::from_secs(1), false, Extensions::new());
     permit.unlock(LockStatus::TransientError);
     stub.read_lock()
@@ -327,36 +345,54 @@ fn leading(flight: u64, stale_writer: bool) -> WritePermit {
     WritePermit::new(FLIGHT_AGE_MAX, stale_writer, extensions).0
 }
 
-impl Shard {
-    fn fly(&mut self, slot: Slot, background: bool, now: Instant) -> u64 {
+impl Flying {
+    fn wait(&mut self, at_most: Duration) -> (ReadLock, Waiter) {
+        let (permit, stub) = WritePermit::new(at_most, false, Extensions::new());
+        let read = stub.read_lock();
+        self.waiters_ever += 1;
+        self.waiting.insert(self.waiters_ever, Wakeup(Some(permit)));
+        (read, Waiter { flight: self.flight, number: self.waiters_ever })
+    }
+}
+
+impl<L> Shard<L> {
+    fn fly(&mut self, slot: Slot, background: bool, now: Instant) -> &mut Flying {
         self.flights += 1;
-        let flight = self.flights;
-        let flying = Flying { flight, since: now, background, waves: Vec::new(), followers: 0, alone: 0 };
+        let flying = Flying {
+            flight: self.flights,
+            since: now,
+            background,
+            waiting: HashMap::new(),
+            waiters_ever: 0,
+            followers: 0,
+            alone: 0,
+        };
         self.slots.insert(slot, State::Flying(flying));
-        flight
+        match self.slots.get_mut(&slot) {
+            Some(State::Flying(flying)) => flying,
+            _ => unreachable!("it was inserted a line above"),
+        }
     }
 
     fn is_flying(&self, slot: &Slot, flight: u64) -> bool {
         matches!(self.slots.get(slot), Some(State::Flying(flying)) if flying.flight == flight)
     }
 
-    fn forget_if_over(&mut self, slot: &Slot, now: Instant) {
+    fn forget_if_over(&mut self, slot: &Slot, now: Instant) -> Option<State<L>> {
         let over = match self.slots.get(slot) {
             Some(State::Failed { until, .. } | State::Resting { until }) => now >= *until,
             Some(State::Flying(flying)) => now.saturating_duration_since(flying.since) >= FLIGHT_AGE_MAX,
             _ => false,
         };
-        if over {
-            wakeups(self.slots.remove(slot)).into_iter().for_each(|wakeup| wakeup.wake(LockStatus::TransientError));
-        }
+        if over { self.slots.remove(slot) } else { None }
     }
 }
 
-impl State {
+impl<L> State<L> {
     fn is_over(&self, now: Instant, timeout: Duration) -> bool {
         match self {
             State::Flying(flying) => now.saturating_duration_since(flying.since) >= FLIGHT_AGE_MAX,
-            State::Ready { since } => now.saturating_duration_since(*since) >= timeout,
+            State::Ready { since, .. } => now.saturating_duration_since(*since) >= timeout,
             State::Failed { until, .. } | State::Resting { until } => now >= *until,
         }
     }
@@ -371,7 +407,7 @@ mod tests {
     const FAILURE: Failure = Failure::Code(Code::FunctionInvocationFailed);
 
     struct Clockwork {
-        table: Table,
+        table: Table<u32>,
         start: Instant,
     }
 
@@ -384,19 +420,21 @@ mod tests {
             self.start + Duration::from_millis(ms)
         }
 
-        fn ask(&self, ms: u64, since_ms: u64) -> Told {
-            self.table.ask(&SLOT, Asker { since: self.at(since_ms), may_serve_stale: false }, false, self.at(ms))
+        fn ask(&self, ms: u64, since_ms: u64) -> Told<u32> {
+            let asker = Asker { since: self.at(since_ms), may_serve_stale: false, before: None };
+            self.table.ask(&SLOT, asker, false, self.at(ms))
         }
 
-        fn ask_stale(&self, ms: u64) -> Told {
-            self.table.ask(&SLOT, Asker { since: self.at(ms), may_serve_stale: true }, true, self.at(ms))
+        fn ask_stale(&self, ms: u64) -> Told<u32> {
+            let asker = Asker { since: self.at(ms), may_serve_stale: true, before: None };
+            self.table.ask(&SLOT, asker, true, self.at(ms))
         }
 
         /// Brings the key to where one leads.
         fn lead(&self, ms: u64) -> (u64, WritePermit) {
             let Told::Arbitrate { flight, .. } = self.ask(ms, ms) else { panic!("the first is to arbitrate") };
-            wake(self.table.ready(&SLOT, flight, self.at(ms)));
-            let Told::Lead { flight, permit } = self.ask(ms, ms) else { panic!("the next one leads") };
+            wake(self.table.ready(&SLOT, flight, None, self.at(ms)));
+            let Told::Lead { flight, permit, .. } = self.ask(ms, ms) else { panic!("the next one leads") };
             (flight, permit)
         }
 
@@ -474,7 +512,7 @@ mod tests {
     #[test]
     fn a_stale_entry_is_refreshed_once_and_a_failed_refresh_rests() {
         let c = Clockwork::new();
-        let Told::Lead { flight, permit } = c.ask_stale(0) else { panic!("the first refreshes") };
+        let Told::Lead { flight, permit, .. } = c.ask_stale(0) else { panic!("the first refreshes") };
         assert!(matches!(c.ask_stale(1), Told::Refreshing { .. }));
         c.land(5, flight, permit, Landing::Failed(FAILURE));
         assert!(matches!(c.ask_stale(900), Told::Refreshing { .. }), "no other try within a second");
@@ -483,10 +521,61 @@ mod tests {
     }
 
     #[test]
+    fn the_lock_of_the_region_goes_to_the_one_who_leads() {
+        let c = Clockwork::new();
+        let Told::Arbitrate { flight, .. } = c.ask(0, 0) else { panic!("the first is to arbitrate") };
+        wake(c.table.ready(&SLOT, flight, Some(7), c.at(1)));
+        let Told::Lead { lease: Some(7), permit, .. } = c.ask(2, 0) else {
+            panic!("the next one leads, with the lease")
+        };
+        assert!(matches!(c.ask(3, 3), Told::Wait { .. }));
+        finish(permit);
+    }
+
+    #[test]
+    fn one_who_leaves_is_woken_and_the_others_are_not() {
+        let c = Clockwork::new();
+        let (_, permit) = c.lead(0);
+        let Told::Wait { read: leaves, waiter } = c.ask(1, 1) else { panic!("it waits") };
+        let Told::Wait { read: stays, .. } = c.ask(1, 1) else { panic!("it waits") };
+        c.table.leave(&SLOT, waiter);
+        assert!(!leaves.locked());
+        assert!(stays.locked());
+        assert_eq!(c.table.waiting(&SLOT), Some(1));
+        finish(permit);
+    }
+
+    #[test]
+    fn who_asks_again_is_counted_once() {
+        let c = Clockwork::new();
+        let (flight, permit) = c.lead(0);
+        let mut before = None;
+        for ms in 1..10 {
+            let asker = Asker { since: c.at(1), may_serve_stale: false, before };
+            let Told::Wait { waiter, .. } = c.table.ask(&SLOT, asker, false, c.at(ms)) else { panic!("it waits") };
+            before = Some(waiter);
+        }
+        assert_eq!(c.table.waiting(&SLOT), Some(1));
+        assert_eq!(c.land(20, flight, permit, Landing::Over), 1);
+    }
+
+    #[test]
+    fn a_failure_of_another_node_is_shared_by_all() {
+        let c = Clockwork::new();
+        let Told::Arbitrate { flight, .. } = c.ask(0, 0) else { panic!("the first is to arbitrate") };
+        let failed = Landing::FailedElsewhere { failure: FAILURE, hold: Duration::from_millis(300) };
+        let (waves, _) = c.table.land(&SLOT, flight, failed, c.at(1));
+        wake(waves);
+        let Told::Share { permit, .. } = c.ask(300, 0) else { panic!("it is shared") };
+        finish(permit);
+        assert!(matches!(c.ask(301, 301), Told::Arbitrate { .. }), "no longer than it holds in the region");
+    }
+
+    #[test]
     fn what_nobody_came_for_is_swept_away() {
         let c = Clockwork::new();
         let Told::Arbitrate { flight, .. } = c.ask(0, 0) else { panic!("the first is to arbitrate") };
-        wake(c.table.ready(&SLOT, flight, c.at(1)));
+        wake(c.table.ready(&SLOT, flight, Some(7), c.at(1)));
         c.table.sweep(c.at(2_000));
         assert_eq!(c.table.len(), 1);
         c.table.sweep(c.at(3_001));
@@ -499,10 +588,10 @@ mod tests {
         for n in 0..u64::try_from(KEYS_MAX / SHARDS).expect("small") {
             let mut slot = [0; 16];
             slot[..8].copy_from_slice(&n.to_le_bytes());
-            let asker = Asker { since: c.start, may_serve_stale: false };
+            let asker = Asker { since: c.start, may_serve_stale: false, before: None };
             assert!(matches!(c.table.ask(&slot, asker, false, c.start), Told::Arbitrate { .. }));
         }
-        let asker = Asker { since: c.start, may_serve_stale: false };
+        let asker = Asker { since: c.start, may_serve_stale: false, before: None };
         let Told::Alone { permit } =
             c.table.ask(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], asker, false, c.start)
         else {

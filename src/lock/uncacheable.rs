@@ -47,6 +47,11 @@ impl Uncacheable {
 
     /// True when it was not remembered before.
     pub fn remember(&self, slot: Slot, now: Instant) -> bool {
+        self.remember_for(slot, HOLD, now)
+    }
+
+    /// The same, for as long as another node will remember it.
+    pub fn remember_for(&self, slot: Slot, hold: Duration, now: Instant) -> bool {
         let mut shard = self.shard(&slot).lock();
         if shard.len() >= KEYS_PER_SHARD_MAX {
             shard.retain(|_, until| now < *until);
@@ -54,7 +59,7 @@ impl Uncacheable {
                 shard.clear();
             }
         }
-        shard.insert(slot, now + HOLD).is_none()
+        shard.insert(slot, now + hold.min(HOLD)).is_none()
     }
 
     /// True when it was remembered.

@@ -129,6 +129,11 @@ impl Fill {
         state.dropped == 0 && !matches!(state.phase, Phase::Overflown | Phase::Failed)
     }
 
+    /// Whether it outgrew an entry.
+    pub fn is_too_large(&self) -> bool {
+        self.state.lock().bytes_total > BODY_BYTES_MAX
+    }
+
     /// A new reader from the first byte; `None` once the beginning may be gone or the response was cut.
     pub fn reader(self: &Arc<Fill>) -> Option<FillReader> {
         let mut state = self.state.lock();
@@ -146,7 +151,7 @@ impl State {
     fn whole(&self) -> Bytes {
         match self.chunks.len() {
             0 => Bytes::new(),
-            1 => self.chunks[0].clone(),
+            // Always copied: a chunk may share a much larger buffer, which it would keep alive for as long as the entry lives.
             _ => {
                 let mut body = BytesMut::with_capacity(usize::try_from(self.bytes_total).unwrap_or(0));
                 self.chunks.iter().for_each(|chunk| body.extend_from_slice(chunk));
@@ -221,11 +226,13 @@ impl Drop for FillReader {
 mod tests {
     use super::*;
     use crate::cache::freshness;
+    use crate::cache::purge::{Position, Scope};
     use std::time::SystemTime;
 
     fn fill() -> Arc<Fill> {
         let header = ResponseHeader::build(200, None).expect("200 is a status");
-        Arc::new(Fill::new(header, freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None), Place::fixed(1, 1)))
+        let place = Place::new([1; 16], 1, Scope::deployment("d"), Position::default(), Arc::default());
+        Arc::new(Fill::new(header, freshness::lifetime(SystemTime::UNIX_EPOCH, 1, 0, None, None), place))
     }
 
     #[tokio::test]

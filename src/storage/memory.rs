@@ -63,11 +63,6 @@ impl Memory {
         self.map.remove(slot).map(|(_, entry)| entry)
     }
 
-    /// All that is there, as it is when it is come by.
-    pub fn all(&self) -> impl Iterator<Item = (Slot, Arc<Entry>)> + '_ {
-        self.map.iter()
-    }
-
     pub fn clear(&self) {
         self.map.clear();
     }
@@ -120,6 +115,7 @@ mod tests {
     use super::*;
     use crate::cache::entry::Place;
     use crate::cache::freshness;
+    use crate::cache::purge::{Position, Scope};
     use bytes::Bytes;
     use pingora_http::ResponseHeader;
     use std::time::SystemTime;
@@ -131,7 +127,7 @@ mod tests {
             &header,
             Bytes::from(vec![b'x'; bytes]),
             lifetime,
-            Place::fixed(1, 1),
+            Place::new([1; 16], 1, Scope::deployment("d"), Position::default(), Arc::default()),
             SystemTime::UNIX_EPOCH,
         ))
     }

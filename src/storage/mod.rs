@@ -1,18 +1,36 @@
 //! The tiers that hold stored responses, as one Pingora `Storage`.
 //!
-//! A lookup reads memory only; whatever lies below (today the files of a deployment) is read by the arbiter (`lock`), by one reader per
-//! key, and promoted into memory, so that the ordinary second lookup finds it. A response that is still arriving can be read as well.
+//! ```text
+//!   L1 memory    this process                  read by a lookup
+//!   L2 node      the processes of this node    ┐ read by the arbiter (`lock`), by one reader per key, and promoted into memory,
+//!   L3 regional  the nodes of this region      ┘ so that the ordinary second lookup finds it; written behind the answer
+//! ```
+//! The files of a deployment are a tier below memory as well. A response that is still arriving can be read like a stored one.
 //!
+//! The states of an entry, by its times (`cache::freshness`) and by the purges since its fetch began (`cache::purge`):
+//! ```text
+//!   arriving ──▶ fresh ──▶ stale, served while it is refreshed ──▶ stale, kept for a validation or a failing origin ──▶ evicted
+//!      │ purged   │  invalidated ▲                                                                          ▲
+//!      ▼          └──────────────┘      deleted: as if it were not there, from any state ───────────────────┘
+//!   not stored
+//! ```
 //! Variants (`Vary`) sit in slots of their own and carry the family number of the primary entry: with the primary gone, or replaced by
 //! another family, they cannot be found any more, whatever still lies in their slots.
 
+pub mod file_lock;
 pub mod fill;
 pub mod memory;
+pub mod node;
+pub mod purge_log;
+pub mod purges;
+pub mod regional;
+mod relay;
 
 use std::any::Any;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -26,28 +44,59 @@ use pingora_cache::trace::SpanHandle;
 use pingora_cache::{CacheMeta, Storage};
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use self::fill::{Fill, FillReader};
 use self::memory::{Memory, Slot};
-use crate::cache::entry::{self, Entry, Place};
+use self::node::Node;
+use self::purges::Purges;
+use self::regional::Redis;
+use crate::cache::entry::{self, Entry, Place, Source};
 use crate::cache::freshness::{LIFETIME_S_MAX, Lifetime};
-use crate::cache::key::Key;
+use crate::cache::packed::{self, Unreadable};
+use crate::cache::purge::{Judged, Position, Scope};
 use crate::clock::Clock;
+use crate::conf::{Conf, NodeCache};
+use crate::metrics::Metrics;
 use crate::lock::claim::{self, Claim};
+use crate::lock::region::Holding;
 
-/// How many purges are remembered for the fills that are under way. A fill that began before the oldest of them is not stored.
-const PURGES_MAX: usize = 4096;
+/// The lock of the region, held by this node.
+pub type RegionalLease = Holding<Redis>;
 
 /// How much of a body is handed to Pingora at once.
 const PIECE_BYTES: usize = 256 * 1024;
 
 pub struct Tiers {
     pub memory: Memory,
+    pub node: Option<Arc<Node>>,
+    pub region: Option<Arc<Redis>>,
+    pub purges: Arc<Purges>,
     clock: Clock,
     /// Responses that are arriving, by slot. Touched on a miss only.
     filling: Mutex<HashMap<Slot, Arc<Fill>>>,
-    purges: Mutex<Purges>,
-    families: AtomicU64,
+}
+
+/// Opens the tiers that the configuration names. `runtime` carries what goes on behind the answers.
+pub fn open(conf: &Conf, clock: Clock, runtime: &Handle, metrics: Arc<Metrics>) -> std::result::Result<Tiers, String> {
+    let cannot = |what: &str, path: &Path, error: io::Error| {
+        format!("cannot open {what} in {}: {error}; name another folder, or write `cache: {{node: off}}`", path.display())
+    };
+    let (node, purges) = match &conf.cache.node {
+        None => (None, Purges::in_memory(clock.clone())),
+        Some(NodeCache { path, size }) => {
+            let node = Node::open(path, *size).map_err(|error| cannot("the cache on disk", path, error))?;
+            let purges = Purges::open(path, clock.clone()).map_err(|error| cannot("the log of purges", path, error))?;
+            (Some(Arc::new(node)), purges)
+        }
+    };
+    let purges = Arc::new(purges);
+    let region = match &conf.cache.regional {
+        None => None,
+        Some(regional) => Some(regional::connect(conf, regional, purges.clone(), runtime, metrics)?),
+    };
+    Ok(Tiers::new(Memory::new(conf.cache.memory, conf.threads), node, region, purges, clock))
 }
 
 /// What was found for a slot.
@@ -56,31 +105,15 @@ pub enum Found {
     Arriving(FillReader),
 }
 
-#[derive(Default)]
-struct Purges {
-    count: u64,
-    /// Number and primary key (`None`: everything), oldest first.
-    recent: VecDeque<(u64, Option<Key>)>,
-}
-
-/// What a purge does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purge {
-    /// The entry is served stale and refreshed behind the visitor's back.
-    Invalidate,
-    /// The next request waits for a new one.
-    Delete,
-}
-
 impl Tiers {
-    pub fn new(memory_bytes: u64, threads: usize, clock: Clock) -> Tiers {
-        Tiers {
-            memory: Memory::new(memory_bytes, threads),
-            clock,
-            filling: Mutex::default(),
-            purges: Mutex::default(),
-            families: AtomicU64::new(1),
-        }
+    pub fn new(
+        memory: Memory,
+        node: Option<Arc<Node>>,
+        region: Option<Arc<Redis>>,
+        purges: Arc<Purges>,
+        clock: Clock,
+    ) -> Tiers {
+        Tiers { memory, node, region, purges, clock, filling: Mutex::default() }
     }
 
     /// What there is for a key. A stale entry gives way to a response that is arriving.
@@ -91,29 +124,38 @@ impl Tiers {
         {
             return Some(Found::Stored(entry.clone(), *lifetime));
         }
-        let arriving = self.filling.lock().get(slot).cloned();
-        if let Some(reader) = arriving.and_then(|fill| fill.reader()) {
+        if let Some(reader) = self.arriving(slot).and_then(|fill| fill.reader()) {
             return Some(Found::Arriving(reader));
         }
         stored.map(|(entry, lifetime)| Found::Stored(entry, lifetime))
     }
 
+    /// The entry in memory, with the lifetime that the purges left it.
     fn stored(&self, primary: &Slot, slot: &Slot) -> Option<(Arc<Entry>, Lifetime)> {
         let entry = self.memory.get(slot)?;
-        if primary == slot {
-            let lifetime = entry.lifetime;
-            return Some((entry, lifetime));
-        }
-        let head = self.memory.peek(primary)?;
-        if head.place.family != entry.place.family {
+        if primary != slot && self.memory.peek(primary)?.place.family != entry.place.family {
             return None;
         }
-        // An invalidation marks the primary alone; it holds for all that were stored before it.
-        let lifetime = match head.invalidated_at {
-            Some(at) if entry.stored_at < at => entry.lifetime.invalidated(at),
-            _ => entry.lifetime,
-        };
-        Some((entry, lifetime))
+        let lifetime = self.lifetime(&entry);
+        if lifetime.is_none() {
+            self.memory.remove(slot);
+        }
+        lifetime.map(|lifetime| (entry, lifetime))
+    }
+
+    /// The lifetime of an entry, as the purges left it; `None` when it was deleted.
+    pub fn lifetime(&self, entry: &Entry) -> Option<Lifetime> {
+        match entry.judge(&self.purges.logs) {
+            Judged::Valid => Some(entry.lifetime),
+            Judged::Stale(at) => Some(entry.lifetime.invalidated(at.max(entry.stored_at))),
+            Judged::Deleted => None,
+        }
+    }
+
+    /// A response that is arriving and was not purged since.
+    fn arriving(&self, slot: &Slot) -> Option<Arc<Fill>> {
+        let fill = self.filling.lock().get(slot).cloned()?;
+        (fill.place.judge(&self.purges.logs) == Judged::Valid).then_some(fill)
     }
 
     pub fn contains_fresh(&self, primary: &Slot, slot: &Slot) -> bool {
@@ -121,105 +163,90 @@ impl Tiers {
     }
 
     pub fn is_arriving(&self, slot: &Slot) -> bool {
-        self.filling.lock().get(slot).is_some_and(|fill| fill.is_readable())
+        self.arriving(slot).is_some_and(|fill| fill.is_readable())
     }
 
-    /// Takes a response out, so that it is never served again.
+    /// Takes a response out of this node, so that it is never served again.
     pub fn remove(&self, slot: &Slot) {
         self.memory.remove(slot);
-    }
-
-    /// Takes `key` with all its variants out of service. True when something was there. Wins over fills that are under way.
-    pub fn purge(&self, key: &Key, how: Purge) -> bool {
-        self.remember_purge(Some(*key));
-        self.filling.lock().remove(&key.0);
-        let Some(entry) = self.memory.peek(&key.0) else { return false };
-        self.take_out(key.0, &entry, how);
-        true
-    }
-
-    fn take_out(&self, slot: Slot, entry: &Entry, how: Purge) {
-        if how == Purge::Delete || entry.place.fixed {
-            self.memory.remove(&slot);
-            return;
+        if let Some(node) = self.node.clone() {
+            let slot = *slot;
+            // A disk may be slow: not on a thread that serves requests. What cannot be removed says so in the log and in a gauge.
+            tokio::task::spawn_blocking(move || node.remove(&slot));
         }
-        let now = self.clock.now();
-        let mut marked = entry.with_lifetime(entry.header.clone(), entry.lifetime.invalidated(now), now);
-        marked.invalidated_at = Some(now);
-        self.memory.insert(slot, Arc::new(marked));
     }
 
-    /// Takes all of a deployment out of service; returns how many entries were there. Looks at every entry: an operator's act, not a visitor's.
-    pub fn purge_owner(&self, owner: u64, how: Purge) -> usize {
-        // Which keys are under way for it is not known here: no fill that began before is stored.
-        self.remember_purge(None);
-        self.filling.lock().retain(|_, fill| fill.place.owner != owner);
-        let of_it: Vec<(Slot, Arc<Entry>)> =
-            self.memory.all().filter(|(_, entry)| entry.place.owner == owner).collect();
-        for (slot, entry) in &of_it {
-            self.take_out(*slot, entry, how);
+    /// Takes a response out, unless it was replaced meanwhile.
+    fn remove_this(&self, slot: &Slot, entry: &Entry) {
+        if self.memory.peek(slot).is_some_and(|there| there.number == entry.number) {
+            self.remove(slot);
         }
-        of_it.len()
     }
 
-    /// Empties the cache; returns how many entries were there.
-    pub fn purge_all(&self) -> usize {
-        self.remember_purge(None);
+    /// Frees what everything was purged of anyway. The purge itself is in the log.
+    pub fn clear(&self) {
         self.filling.lock().clear();
-        let entries = self.memory.len();
         self.memory.clear();
-        entries
     }
 
-    fn remember_purge(&self, key: Option<Key>) {
-        let mut purges = self.purges.lock();
-        purges.count += 1;
-        let number = purges.count;
-        purges.recent.push_back((number, key));
-        if purges.recent.len() > PURGES_MAX {
-            purges.recent.pop_front();
-        }
+    /// Up to where the logs of purges have been read: a request takes it along, and what it fetched is stored only if no purge of it came
+    /// since.
+    pub fn position(&self) -> Position {
+        self.purges.logs.position()
     }
 
-    /// The number of the latest purge: a request takes it along, and what it fetched is stored only if no purge of it came since.
-    pub fn purge_count(&self) -> u64 {
-        self.purges.lock().count
+    /// A response as the region has it. The purges of this node are not known there: those up to now do not concern it.
+    pub fn from_region(&self, packed: Bytes) -> std::result::Result<Entry, Unreadable> {
+        let mut entry = packed::unpack(packed, Source::Region)?;
+        entry.place.began.node = self.purges.logs.node.position();
+        Ok(entry)
     }
 
-    fn was_purged(&self, primary: &Slot, since: u64) -> bool {
-        let purges = self.purges.lock();
-        if purges.count == since {
-            return false;
-        }
-        let forgotten = purges.recent.front().is_some_and(|(oldest, _)| *oldest > since + 1);
-        forgotten
-            || purges
-                .recent
-                .iter()
-                .rev()
-                .take_while(|(number, _)| *number > since)
-                .any(|(_, key)| key.is_none_or(|key| key.0 == *primary))
+    /// Reads L2; by the arbiter, not by a lookup, as a disk may be slow. What is purged or not readable is not there.
+    pub async fn read_node(&self, primary: &Slot, slot: &Slot) -> Option<Entry> {
+        let entry = self.look_at_node(slot).await?;
+        (entry.place.primary == *primary && self.lifetime(&entry).is_some()).then_some(entry)
+    }
+
+    /// What lies in L2, purged or not.
+    pub async fn look_at_node(&self, slot: &Slot) -> Option<Entry> {
+        let node = self.node.clone()?;
+        let slot = *slot;
+        let packed = tokio::task::spawn_blocking(move || node.get(&slot)).await.ok()??;
+        packed::unpack(packed, Source::Node).ok()
     }
 
     /// Puts a response into memory that was found below.
-    pub fn promote(&self, slot: Slot, entry: Entry) {
-        self.memory.insert(slot, Arc::new(entry));
+    pub fn promote(&self, slot: Slot, entry: Entry) -> Arc<Entry> {
+        let entry = Arc::new(entry);
+        self.memory.insert(slot, entry.clone());
+        entry
+    }
+
+    /// Writes a response to L2, behind the answer.
+    pub fn store_on_node(&self, slot: Slot, entry: &Entry) {
+        if let Some(node) = &self.node {
+            node.put_behind(slot, packed::pack(entry).to_vec());
+        }
     }
 
     pub fn now(&self) -> SystemTime {
         self.clock.now()
     }
 
-    pub fn new_family(&self) -> u64 {
-        self.families.fetch_add(1, Ordering::Relaxed)
-    }
-
     /// The family that a new entry belongs to: that of the primary entry, or a new one where it becomes the primary.
     fn family(&self, primary: &Slot, slot: &Slot, variance: Option<[u8; 16]>) -> u64 {
         match self.memory.peek(primary) {
             Some(head) if primary != slot || head.place.variance == variance => head.place.family,
-            _ => self.new_family(),
+            _ => new_family(),
         }
+    }
+
+    /// Begins a response that can be read while it arrives.
+    pub fn begin(&'static self, slot: Slot, fill: Fill, source: Source) -> Filling {
+        let fill = Arc::new(fill);
+        self.filling.lock().insert(slot, fill.clone());
+        Filling { tiers: self, fill, slot, source, expected_bytes: None, written_bytes: 0, finished: false, relay: None }
     }
 
     /// Pingora reads the system's clock; ours may be ahead of it in a test. The times are handed over as the system's clock sees them.
@@ -239,6 +266,18 @@ impl Tiers {
         }
         meta
     }
+
+    fn place(&self, primary: Slot, family: u64, variance: Option<[u8; 16]>, claim: Option<&Claim>) -> Place {
+        let owner = claim.map_or(Scope::ALL, |claim| claim.claimant.owner);
+        let began = claim.map_or_else(|| self.position(), Claim::began);
+        let tags = claim.and_then(Claim::tags).unwrap_or_default();
+        Place::new(primary, family, owner, began, tags).variant(variance)
+    }
+}
+
+/// Families are known to all nodes of a region: a number that nobody else has.
+pub fn new_family() -> u64 {
+    fastrand::u64(..)
 }
 
 impl Lifetime {
@@ -294,50 +333,48 @@ impl Storage for Tiers {
             stale_if_error_s: meta.stale_if_error_sec(),
         });
         let variance = meta.variance();
-        let owner = claim.map_or(0, |claim| claim.owner);
-        let place = Place { variance, family: self.family(&primary, &slot, variance), owner, fixed: false };
+        let place = self.place(primary, self.family(&primary, &slot, variance), variance, claim);
         let header = entry::stored_header(meta.response_header());
-        let fill = Arc::new(Fill::new(header, lifetime, place));
-        self.filling.lock().insert(slot, fill.clone());
-        let purges_seen = match claim {
-            Some(claim) => {
-                claim.set_fill(fill.clone());
-                claim.purges_seen
-            }
-            None => self.purge_count(),
-        };
-        let expected_bytes = crate::cache::policy::content_length(meta.headers());
-        Ok(Box::new(Filling {
-            tiers: self,
-            fill,
-            primary,
-            slot,
-            purges_seen,
-            expected_bytes,
-            written_bytes: 0,
-            finished: false,
-        }))
+        let mut filling = self.begin(slot, Fill::new(header, lifetime, place), Source::Origin);
+        filling.expected_bytes = crate::cache::policy::content_length(meta.headers());
+        if let Some(claim) = claim {
+            claim.set_fill(filling.fill.clone());
+            filling.relay = claim.take_lease().map(|lease| relay::start(self, &filling, lease));
+        }
+        Ok(Box::new(filling))
     }
 
     async fn purge(&'static self, target: PurgeTarget<'_>, _: PurgeType, _: &SpanHandle) -> Result<PurgeOutcome> {
-        Ok(match self.memory.remove(&target.key().combined_bin()) {
-            Some(_) => PurgeOutcome::Purged(None),
-            None => PurgeOutcome::NotFound,
+        let slot = target.key().combined_bin();
+        let was_there = self.memory.peek(&slot).is_some();
+        self.remove(&slot);
+        Ok(match was_there {
+            true => PurgeOutcome::Purged(None),
+            false => PurgeOutcome::NotFound,
         })
     }
 
     async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<bool> {
         let (primary, slot) = (key.primary_bin(), key.combined_bin());
+        let Some(before) = self.memory.peek(&slot) else { return Ok(false) };
         let claim = claim::of(key);
-        if claim.is_some_and(|claim| self.was_purged(&primary, claim.purges_seen)) {
+        let place = match claim {
+            Some(_) => self.place(primary, before.place.family, before.place.variance, claim),
+            None => before.place.clone(),
+        };
+        if place.judge(&self.purges.logs) != Judged::Valid {
             return Ok(false);
         }
-        let Some(entry) = self.memory.peek(&slot) else { return Ok(false) };
-        let lifetime = claim.and_then(Claim::lifetime).unwrap_or(entry.lifetime);
+        let lifetime = claim.and_then(Claim::lifetime).unwrap_or(before.lifetime);
         let mut header = entry::stored_header(meta.response_header());
-        let length = http::HeaderValue::from(entry.body.len());
+        let length = http::HeaderValue::from(before.body.len());
         header.insert_header(http::header::CONTENT_LENGTH, length)?;
-        self.memory.insert(slot, Arc::new(entry.with_lifetime(header, lifetime, self.clock.now())));
+        let entry = Arc::new(before.validated(header, lifetime, place, self.clock.now()));
+        self.memory.insert(slot, entry.clone());
+        self.store_on_node(slot, &entry);
+        if let Some(lease) = claim.and_then(Claim::take_lease) {
+            tokio::spawn(relay::commit(self, slot, entry, lease));
+        }
         Ok(true)
     }
 
@@ -407,30 +444,20 @@ impl HandleHit for Arriving {
 }
 
 /// The writer of a response that is arriving. Dropped before `finish`, it leaves nothing behind.
-struct Filling {
+pub struct Filling {
     tiers: &'static Tiers,
     fill: Arc<Fill>,
-    primary: Slot,
     slot: Slot,
-    purges_seen: u64,
+    source: Source,
     expected_bytes: Option<u64>,
     written_bytes: u64,
     finished: bool,
+    /// Where the entry goes besides memory and disk: to the one who stores it for the region. `None` when nothing is to be stored.
+    relay: Option<oneshot::Sender<Option<Arc<Entry>>>>,
 }
 
 impl Filling {
-    /// Only this very fill: another request may have begun one for the same slot.
-    fn leave_the_table(&self) {
-        let mut filling = self.tiers.filling.lock();
-        if filling.get(&self.slot).is_some_and(|fill| Arc::ptr_eq(fill, &self.fill)) {
-            filling.remove(&self.slot);
-        }
-    }
-}
-
-#[async_trait]
-impl HandleMiss for Filling {
-    async fn write_body(&mut self, data: Bytes, _eof: bool) -> Result<()> {
+    pub async fn write(&mut self, data: Bytes) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
@@ -438,7 +465,8 @@ impl HandleMiss for Filling {
         self.fill.write(data).await
     }
 
-    async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
+    /// The response is whole: it becomes an entry, unless it outgrew one or was purged. How many bytes were stored.
+    pub fn end(mut self) -> Result<usize> {
         // Pingora's reader refuses short bodies already. A second look costs nothing, and a truncated entry would be served for a year.
         if self.expected_bytes.is_some_and(|expected| expected != self.written_bytes) {
             return Err(pingora_error::Error::explain(
@@ -452,26 +480,41 @@ impl HandleMiss for Filling {
         self.finished = true;
         let body = self.fill.complete();
         let bytes = body.as_ref().map_or(0, Bytes::len);
-        if let Some(body) = body
-            && !self.tiers.was_purged(&self.primary, self.purges_seen)
-        {
-            let mut entry =
-                Entry::new(&self.fill.header, body, self.fill.lifetime, self.fill.place, self.tiers.clock.now());
-            // A refresh of the primary entry is none of its variants.
-            if self.primary == self.slot
-                && let Some(before) = self.tiers.memory.peek(&self.slot)
-                && before.place.family == entry.place.family
-            {
-                entry.invalidated_at = before.invalidated_at;
-            }
-            self.tiers.memory.insert(self.slot, Arc::new(entry));
-            // A purge that came in between found nothing to take out.
-            if self.tiers.was_purged(&self.primary, self.purges_seen) {
-                self.tiers.memory.remove(&self.slot);
-            }
+        let may_be_stored = self.fill.place.judge(&self.tiers.purges.logs) == Judged::Valid;
+        let entry = body.filter(|_| may_be_stored).map(|body| {
+            let (header, place) = (&self.fill.header, self.fill.place.clone());
+            let mut entry = Entry::new(header, body, self.fill.lifetime, place, self.tiers.clock.now());
+            entry.source = self.source;
+            self.tiers.promote(self.slot, entry)
+        });
+        if let Some(entry) = &entry {
+            self.tiers.store_on_node(self.slot, entry);
+        }
+        if let Some(relay) = self.relay.take() {
+            // Nobody listens: the lock of the region was lost.
+            let _ = relay.send(entry);
         }
         self.leave_the_table();
-        Ok(MissFinishType::Created(bytes))
+        Ok(bytes)
+    }
+
+    /// Only this very fill: another request may have begun one for the same slot.
+    fn leave_the_table(&self) {
+        let mut filling = self.tiers.filling.lock();
+        if filling.get(&self.slot).is_some_and(|fill| Arc::ptr_eq(fill, &self.fill)) {
+            filling.remove(&self.slot);
+        }
+    }
+}
+
+#[async_trait]
+impl HandleMiss for Filling {
+    async fn write_body(&mut self, data: Bytes, _eof: bool) -> Result<()> {
+        self.write(data).await
+    }
+
+    async fn finish(self: Box<Self>) -> Result<MissFinishType> {
+        Ok(MissFinishType::Created(self.end()?))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perigee::storage::Purge;
+use perigee::cache::purge::Mode;
 
 use crate::support::{Answer, Framing, Gate, Node, Origin, Reading, Reply, conf, raw, write_files};
 
@@ -45,7 +45,7 @@ async fn directives_decide_what_is_cached() {
     let node = Node::before(&origin).await;
     let check = async |reply: Reply, cached: bool| {
         origin.on("/a", reply.clone());
-        node.edge.tiers.purge_all();
+        node.purge_all().await;
         let expected = if cached { stored("MISS", "HIT") } else { asked_again("MISS") };
         node.edge.uncacheable.forget(&node.key("http://shop.test/a").0);
         assert_eq!(twice(&node, &origin, "/a", &[]).await, expected, "{reply:?}");
@@ -106,7 +106,7 @@ async fn targeted_fields_win() {
     let node = Node::before(&origin).await;
     let check = async |fields: &[(&str, &str)], cached: bool| {
         origin.on("/a", fields.iter().fold(Reply::ok("a"), |reply, (name, value)| reply.field(name, value)));
-        node.edge.tiers.purge_all();
+        node.purge_all().await;
         node.edge.uncacheable.forget(&node.key("http://shop.test/a").0);
         let expected = if cached { stored("MISS", "HIT") } else { asked_again("MISS") };
         assert_eq!(twice(&node, &origin, "/a", &[]).await, expected, "{fields:?}");
@@ -160,7 +160,7 @@ async fn requests_that_bypass_reach_the_origin_and_are_not_stored() {
     let node = Node::before(&origin).await;
     let check = async |path: &str, fields: &[(&str, &str)], bypasses: bool| {
         origin.on("/a", Reply::cached("a", "s-maxage=60"));
-        node.edge.tiers.purge_all();
+        node.purge_all().await;
         let expected = if bypasses { asked_again("BYPASS") } else { stored("MISS", "HIT") };
         assert_eq!(twice(&node, &origin, path, fields).await, expected, "{path} {fields:?}");
         if bypasses && path == "/a" {
@@ -418,7 +418,7 @@ async fn the_refresh_of_one_variant_leaves_the_others_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_of_the_url_takes_all_variants() {
-    for (how, state) in [(Purge::Delete, "MISS"), (Purge::Invalidate, "STALE")] {
+    for (how, state) in [(Mode::Delete, "MISS"), (Mode::Invalidate, "STALE")] {
         let origin = Origin::start().await;
         let node = Node::before(&origin).await;
         for language in ["en", "de", "fr"] {
@@ -426,7 +426,7 @@ async fn a_purge_of_the_url_takes_all_variants() {
             in_language(&node, language).await;
             node.idle().await;
         }
-        assert!(node.purge("http://shop.test/v", how));
+        node.purge("http://shop.test/v", how).await;
         for language in ["de", "en", "fr"] {
             assert_eq!(in_language(&node, language).await.cache(), state, "{how:?} {language}");
             node.idle().await;
@@ -464,7 +464,7 @@ async fn an_entry_expires_at_the_second() {
     let check = async |reply: Reply, seconds: u64| {
         const LATE_S: u64 = 8;
         origin.on("/a", reply.clone());
-        node.edge.tiers.purge_all();
+        node.purge_all().await;
         assert_eq!(node.get(SHOP, "/a").await.cache(), "MISS", "{reply:?}");
         advance(&node, seconds - LATE_S).await;
         assert_eq!(node.get(SHOP, "/a").await.cache(), "HIT", "{reply:?}");
@@ -748,11 +748,11 @@ async fn a_kept_connection_sees_expiry_purges_switches_and_other_hosts() {
     assert_eq!(connection.get(SHOP, "/a?other").await.cache(), "MISS");
     node.clock.advance(Duration::from_secs(250));
     warm(&mut connection, "two").await;
-    node.purge("http://shop.test/a", Purge::Delete);
+    node.purge("http://shop.test/a", Mode::Delete).await;
     warm(&mut connection, "three").await;
-    node.edge.tiers.purge_all();
+    node.purge_all().await;
     warm(&mut connection, "four").await;
-    node.purge("http://shop.test/a", Purge::Invalidate);
+    node.purge("http://shop.test/a", Mode::Invalidate).await;
     origin.on("/a", Reply::cached("five", "s-maxage=100"));
     let stale = connection.get(SHOP, "/a").await;
     assert_eq!((stale.cache(), stale.text().as_str()), ("STALE", "four"));
@@ -906,7 +906,7 @@ async fn the_stale_window_ends() {
     let node = Node::before(&origin).await;
     let check = async |reply: Reply, fresh_s: u64, window_s: u64| {
         const LATE_S: u64 = 8;
-        node.edge.tiers.purge_all();
+        node.purge_all().await;
         origin.on("/a", reply.clone());
         node.get(SHOP, "/a").await;
         // The refresh fails, so that the entry stays as old as it is.
@@ -1066,20 +1066,20 @@ async fn an_invalidated_entry_is_served_stale_and_a_deleted_one_is_not() {
     node.get(SHOP, "/a").await;
     node.idle().await;
     origin.on("/a", Reply::cached("new", "s-maxage=1000"));
-    assert!(node.purge("http://shop.test/a", Purge::Invalidate));
+    node.purge("http://shop.test/a", Mode::Invalidate).await;
     let stale = node.get(SHOP, "/a").await;
     assert_eq!((stale.cache(), stale.text().as_str()), ("STALE", "old"));
     node.until("the refresh", || origin.calls("/a") == 2).await;
     node.idle().await;
     assert_eq!(node.get(SHOP, "/a").await.text(), "new");
-    assert!(node.purge("http://shop.test/a", Purge::Delete));
+    node.purge("http://shop.test/a", Mode::Delete).await;
     assert_eq!(node.get(SHOP, "/a").await.cache(), "MISS");
-    assert!(!node.purge("http://shop.test/never", Purge::Delete));
+    node.purge("http://shop.test/never", Mode::Delete).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_wins_over_a_fill_that_is_under_way() {
-    for how in [Purge::Delete, Purge::Invalidate] {
+    for how in [Mode::Delete, Mode::Invalidate] {
         let origin = Origin::start().await;
         let node = Node::before(&origin).await;
         let (before, midway) = (Gate::default(), Gate::default());
@@ -1089,8 +1089,8 @@ async fn a_purge_wins_over_a_fill_that_is_under_way() {
         let mut second = node.begin(SHOP, "/body").await;
         second.until("old").await;
         node.until("both asked", || origin.calls("/header") + origin.calls("/body") == 2).await;
-        node.purge("http://shop.test/header", how);
-        node.purge("http://shop.test/body", how);
+        node.purge("http://shop.test/header", how).await;
+        node.purge("http://shop.test/body", how).await;
         before.open();
         midway.open();
         assert_eq!(first.finish().await.text(), "old");
@@ -1105,7 +1105,7 @@ async fn a_purge_wins_over_a_fill_that_is_under_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_wins_over_a_refresh_that_is_under_way() {
-    for (how, etag) in [(Purge::Delete, "\"v1\""), (Purge::Invalidate, "\"v1\""), (Purge::Delete, "\"v2\"")] {
+    for (how, etag) in [(Mode::Delete, "\"v1\""), (Mode::Invalidate, "\"v1\""), (Mode::Delete, "\"v2\"")] {
         let origin = Origin::start().await;
         let node = Node::before(&origin).await;
         let reply = |etag: &str| Reply::cached("old", "s-maxage=10, stale-while-revalidate").field("etag", etag);
@@ -1116,7 +1116,7 @@ async fn a_purge_wins_over_a_refresh_that_is_under_way() {
         origin.on("/a", reply(etag).held(&gate));
         assert_eq!(node.get(SHOP, "/a").await.cache(), "STALE");
         node.until("the refresh", || origin.calls("/a") == 2).await;
-        node.purge("http://shop.test/a", how);
+        node.purge("http://shop.test/a", how).await;
         gate.open();
         node.idle().await;
         origin.on("/a", Reply::cached("new", "s-maxage=1000").field("etag", "\"v3\""));

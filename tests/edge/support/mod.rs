@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use perigee::admit;
 use perigee::cache::key::Key;
 use perigee::clock::Clock;
+use perigee::cache::purge::{Mode, Scope};
 use perigee::conf::Conf;
 use perigee::exchange::Exchange;
 use perigee::front::Front;
 use perigee::proxy::{Edge, Proxy};
-use perigee::storage::Purge;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::l4::stream::Stream;
 use pingora_core::protocols::{GetSocketDigest, SocketDigest};
@@ -164,8 +164,18 @@ impl Node {
     }
 
     /// Takes a URL out of service with all its variants.
-    pub fn purge(&self, url: &str, how: Purge) -> bool {
-        self.edge.tiers.purge(&self.key(url), how)
+    pub async fn purge(&self, url: &str, how: Mode) {
+        self.purge_scope(Scope::key(&self.key(url).0), how).await;
+    }
+
+    /// Takes everything out of service.
+    pub async fn purge_all(&self) {
+        self.purge_scope(Scope::ALL, Mode::Delete).await;
+    }
+
+    pub async fn purge_scope(&self, scope: Scope, how: Mode) {
+        let tiers = self.edge.tiers;
+        tiers.purges.order(tiers.region.as_ref(), &[scope], how).await;
     }
 }
 

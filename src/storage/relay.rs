@@ -1,0 +1,159 @@
+//! Brings a response that is being fetched to the other nodes of the region: to those who wait while it arrives, and into the store once
+//! it is whole. Behind the answer: a reader of the fill like any other, so the clients of this node do not wait for it.
+//!
+//! ```text
+//!   reading ── whole within SHOW_AFTER ───────────────────▶ commit: the lock of the region goes back
+//!      │ slower, or larger than SHOW_BYTES                     ▲ lost or purged: it leaves this node as well
+//!      ▼                                                       │
+//!   showing, part by part as they come ── whole ───────────────┘
+//!      └ cut ──▶ the parts end as cut
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::fill::{Fill, FillReader};
+use super::memory::Slot;
+use super::{Filling, RegionalLease, Tiers};
+use crate::cache::entry::Entry;
+use crate::cache::packed;
+use crate::lock::region::{Committed, Packed, Parts, PartsEnd, Word};
+
+/// Most responses are whole by then, and are sent once.
+const SHOW_AFTER: Duration = Duration::from_millis(20);
+/// What is put together into one message.
+const PART_BYTES: usize = 64 * 1024;
+/// A response that nobody will store is shown up to here; then the other nodes see it as cut. They will not be collapsed the next time.
+const SHOWN_BYTES_MAX: u64 = 64 * 1_048_576;
+/// No entry stays in the region for longer, as its store is bounded by operators and not by us.
+const KEEP_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// Starts to read along. The sender is for the writer: the entry, once it is one.
+pub fn start(
+    tiers: &'static Tiers,
+    filling: &Filling,
+    lease: RegionalLease,
+) -> oneshot::Sender<Option<Arc<Entry>>> {
+    let (done, entry) = oneshot::channel();
+    let (slot, fill) = (filling.slot, filling.fill.clone());
+    if let Some(reader) = fill.reader() {
+        tokio::spawn(async move {
+            if let Some((entry, lease)) = read_along(&fill, reader, entry, lease).await {
+                commit(tiers, slot, entry, lease).await;
+            }
+        });
+    }
+    done
+}
+
+/// Returns when there is an entry to be stored.
+async fn read_along(
+    fill: &Fill,
+    mut reader: FillReader,
+    entry: oneshot::Receiver<Option<Arc<Entry>>>,
+    lease: RegionalLease,
+) -> Option<(Arc<Entry>, RegionalLease)> {
+    let mut shown = Shown { lease: &lease, begun: false, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
+    let show_at = Instant::now() + SHOW_AFTER;
+    let end = loop {
+        let read = if shown.begun { reader.read().await } else {
+            match timeout_at(show_at, reader.read()).await {
+                Ok(read) => read,
+                Err(_) => {
+                    shown.begin(fill);
+                    if !shown.send(PartsEnd::Open).await {
+                        return None;
+                    }
+                    continue;
+                }
+            }
+        };
+        match read {
+            Ok(Some(chunk)) => shown.take(chunk),
+            Ok(None) => break PartsEnd::Whole,
+            Err(_) => break PartsEnd::Cut,
+        }
+        if shown.bytes_total > SHOWN_BYTES_MAX {
+            break PartsEnd::Cut;
+        }
+        // What is there already goes into the same message.
+        while shown.unsent_bytes < PART_BYTES && let Some(Ok(Some(chunk))) = reader.read().now_or_never() {
+            shown.take(chunk);
+        }
+        if shown.begun && !shown.send(PartsEnd::Open).await {
+            return None;
+        }
+    };
+    if shown.begun && !shown.send(end).await {
+        return None;
+    }
+    match (end, entry.await) {
+        (PartsEnd::Whole, Ok(Some(entry))) => return Some((entry, lease)),
+        // It outgrew an entry, or was purged on its way.
+        (PartsEnd::Whole, Ok(None)) if fill.is_too_large() => lease.release(Some(Word::Uncacheable)).await,
+        _ => lease.release(None).await,
+    }
+    None
+}
+
+/// What the other nodes were shown so far.
+struct Shown<'a> {
+    lease: &'a RegionalLease,
+    begun: bool,
+    unsent: Vec<Bytes>,
+    unsent_bytes: usize,
+    bytes_total: u64,
+}
+
+impl Shown<'_> {
+    /// The first part is the head.
+    fn begin(&mut self, fill: &Fill) {
+        self.begun = true;
+        let head = packed::pack_head(&fill.header, &fill.lifetime, &fill.place, fill.lifetime.created);
+        self.unsent.insert(0, head);
+    }
+
+    fn take(&mut self, chunk: Bytes) {
+        self.unsent_bytes += chunk.len();
+        self.bytes_total += chunk.len() as u64;
+        self.unsent.push(chunk);
+    }
+
+    /// False: the lock is lost, or the region.
+    async fn send(&mut self, end: PartsEnd) -> bool {
+        self.unsent_bytes = 0;
+        self.lease.push(&Parts { parts: std::mem::take(&mut self.unsent), end }).await
+    }
+}
+
+/// Stores an entry for the region. One that may not be stored there is not to be served here either: another node has a younger one, or
+/// it was purged.
+pub async fn commit(tiers: &'static Tiers, slot: Slot, entry: Arc<Entry>, lease: RegionalLease) {
+    match lease.commit(&pack(&entry)).await {
+        Ok(Committed::Stored) => {}
+        Ok(Committed::Lost | Committed::Purged) => tiers.remove_this(&slot, &entry),
+        // Unavailable: the node has it, and the lock ends by itself.
+        Err(_) => {}
+    }
+}
+
+fn pack(entry: &Entry) -> Packed {
+    let lifetime = &entry.lifetime;
+    let windows_s = u64::from(lifetime.stale_while_revalidate_s.max(lifetime.stale_if_error_s));
+    let usable = lifetime.fresh_until.duration_since(entry.stored_at).unwrap_or_default() + Duration::from_secs(windows_s);
+    let stale_until = lifetime.fresh_until + Duration::from_secs(u64::from(lifetime.stale_while_revalidate_s));
+    Packed {
+        parts: packed::pack(entry).to_vec(),
+        scopes: entry.place.scopes().to_vec(),
+        created_ms: packed::unix_ms(lifetime.created),
+        fresh_until_ms: packed::unix_ms(lifetime.fresh_until),
+        stale_until_ms: packed::unix_ms(stale_until),
+        // A little longer than it can be served: it can still be validated.
+        keep: (usable + Duration::from_secs(60)).min(KEEP_MAX),
+    }
+}
