@@ -130,8 +130,11 @@ impl Default for Metrics {
         );
         let hits: Family<Vec<(&'static str, &'static str)>, Counter> =
             row!(Family::default(), "cache_hits", "Requests answered from a tier of the cache, stale answers included");
-        let read_bytes: Family<Vec<(&'static str, &'static str)>, Counter> =
-            row!(Family::default(), "cache_read_bytes", "Body bytes read from a tier into memory, or from memory to clients");
+        let read_bytes: Family<Vec<(&'static str, &'static str)>, Counter> = row!(
+            Family::default(),
+            "cache_read_bytes",
+            "Body bytes read from a tier into memory, or from memory to clients"
+        );
         let bytes: Family<Vec<(&'static str, &'static str)>, Gauge> =
             row!(Family::default(), "cache_bytes", "Bytes held by a tier of the cache");
         let entries: Family<Vec<(&'static str, &'static str)>, Gauge> =

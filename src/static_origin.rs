@@ -25,8 +25,8 @@ use crate::deliver;
 use crate::deployment::{Deployment, StaticFile};
 use crate::error::Code;
 use crate::exchange::Exchange;
-use crate::storage;
 use crate::static_files::{self, Conditional, Multipart, RangePlan};
+use crate::storage;
 
 /// How much of a file is read at once.
 const CHUNK_BYTES: usize = 128 * 1024;

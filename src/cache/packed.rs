@@ -196,7 +196,8 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
         let lifetime = freshness::lifetime(now, 60, 3, Some(crate::cache::directives::Window::Unbounded), None);
         let tags = Arc::from(vec!["a".into(), "b c".into()]);
-        let place = Place::new([7; 16], 42, Scope::deployment("d"), Position { node: Epoch(98), region: Epoch(99) }, tags);
+        let place =
+            Place::new([7; 16], 42, Scope::deployment("d"), Position { node: Epoch(98), region: Epoch(99) }, tags);
         Entry::new(&header, Bytes::from_static(b"hello"), lifetime, place.variant(Some([9; 16])), now)
     }
 

@@ -16,6 +16,9 @@ pub struct Arguments {
     /// The answers to this URL
     #[arg(long = "url", value_name = "URL", group = "what")]
     urls: Vec<String>,
+    /// All answers that carry this tag (Vercel-Cache-Tag, Cache-Tag, Surrogate-Key)
+    #[arg(long = "tag", value_name = "TAG", group = "what")]
+    tags: Vec<String>,
     /// Everything of this deployment
     #[arg(long, value_name = "ID", group = "what")]
     deployment: Option<String>,
@@ -31,14 +34,19 @@ pub struct Arguments {
 
 #[derive(Deserialize)]
 struct Answer {
+    /// `none`, `reached`, or `unreachable`.
+    #[serde(default)]
+    region: String,
     nodes: Vec<Acknowledgement>,
+    warning: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct Acknowledgement {
     node: String,
-    purged: Option<u64>,
-    error: Option<String>,
+    acknowledged: bool,
+    #[serde(default)]
+    after_ms: u64,
 }
 
 pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
@@ -46,32 +54,34 @@ pub fn run(arguments: &Arguments, out: &mut dyn Write) -> Result<(), Failure> {
     let answer: Answer = client.send(Method::POST, "/v1/purge", &body(arguments))?;
 
     let mut report = String::new();
-    let mut silent = 0;
-    for acknowledgement in &answer.nodes {
-        let node = printable(&acknowledgement.node);
-        let outcome = match (acknowledgement.purged, &acknowledgement.error) {
-            (Some(purged), None) => format!("{purged} purged"),
-            (_, error) => {
-                silent += 1;
-                format!("NOT purged: {}", printable(error.as_deref().unwrap_or("no answer")))
-            }
-        };
+    for Acknowledgement { node, acknowledged, after_ms } in &answer.nodes {
         // Writing to a string does not fail.
-        let _ = writeln!(report, "{node}: {outcome}");
+        let _ = match acknowledged {
+            true => writeln!(report, "{}: purged ({after_ms} ms)", printable(node)),
+            false => writeln!(report, "{}: NOT purged: no answer", printable(node)),
+        };
+    }
+    if let Some(warning) = &answer.warning {
+        let _ = writeln!(report, "warning: {}", printable(warning));
     }
     print(out, &report)?;
-    match (answer.nodes.len(), silent) {
-        (0, _) => Err(Failure::Refused { message: "no node acknowledged the purge".to_owned() }),
-        (_, 0) => Ok(()),
-        (nodes, silent) => {
-            Err(Failure::Refused { message: format!("{silent} of {nodes} nodes did not acknowledge the purge") })
+    let silent = answer.nodes.iter().filter(|node| !node.acknowledged).count();
+    let failure = match (answer.nodes.len(), silent) {
+        (0, _) => "no node acknowledged the purge".to_owned(),
+        _ if answer.region == "unreachable" => {
+            "the store of the region does not answer: the other nodes purge when it is back".to_owned()
         }
-    }
+        (_, 0) => return Ok(()),
+        (nodes, silent) => {
+            format!("{silent} of {nodes} nodes did not acknowledge the purge; they purge when they are back")
+        }
+    };
+    Err(Failure::Refused { message: failure })
 }
 
 fn body(arguments: &Arguments) -> Value {
     let mode = if arguments.delete { "delete" } else { "invalidate" };
-    let mut body = json!({"urls": arguments.urls, "all": arguments.all, "mode": mode});
+    let mut body = json!({"urls": arguments.urls, "tags": arguments.tags, "all": arguments.all, "mode": mode});
     if let Some(deployment) = &arguments.deployment {
         body["deployment"] = json!(deployment);
     }
@@ -93,14 +103,20 @@ mod tests {
         };
         check("", "", "no node acknowledged the purge");
         check(
-            r#"{"node":"sfo1-a","purged":2},{"node":"sfo1-b"}"#,
-            "sfo1-a: 2 purged\nsfo1-b: NOT purged: no answer\n",
-            "1 of 2 nodes did not acknowledge the purge",
+            r#"{"node":"sfo1-a","acknowledged":true,"after_ms":2},{"node":"sfo1-b","acknowledged":false,"after_ms":1000}"#,
+            "sfo1-a: purged (2 ms)\nsfo1-b: NOT purged: no answer\n",
+            "1 of 2 nodes did not acknowledge the purge; they purge when they are back",
         );
-        check(
-            r#"{"node":"sfo1-a","purged":0,"error":"timed out"}"#,
-            "sfo1-a: NOT purged: timed out\n",
-            "1 of 1 nodes did not acknowledge the purge",
+    }
+
+    #[test]
+    fn a_region_out_of_reach_is_a_failure_and_told_as_one() {
+        let body = r#"{"region":"unreachable","nodes":[{"node":"a","acknowledged":true}],"warning":"not kept"}"#;
+        let (ended, out, _) = ask(&["purge", "--tag", "x"], 202, body);
+        assert_eq!(out, "a: purged (0 ms)\nwarning: not kept\n");
+        assert_eq!(
+            ended.unwrap_err().to_string(),
+            "the store of the region does not answer: the other nodes purge when it is back"
         );
     }
 
@@ -115,21 +131,25 @@ mod tests {
     #[test]
     fn what_is_asked_is_what_is_sent() {
         let check = |words: &[&str], expected: Value| {
-            let answer = r#"{"nodes":[{"node":"sfo1-a","purged":3}]}"#;
+            let answer = r#"{"region":"none","nodes":[{"node":"sfo1-a","acknowledged":true,"after_ms":3}]}"#;
             let (ended, out, request) = ask(words, 200, answer);
             ended.unwrap();
-            assert_eq!(out, "sfo1-a: 3 purged\n");
+            assert_eq!(out, "sfo1-a: purged (3 ms)\n");
             assert_eq!(request.target, "POST /v1/purge");
             assert_eq!(request.json(), expected, "{words:?}");
         };
-        check(&["purge", "--all"], json!({"urls": [], "all": true, "mode": "invalidate"}));
+        check(&["purge", "--all"], json!({"urls": [], "tags": [], "all": true, "mode": "invalidate"}));
         check(
             &["purge", "--url", "http://a/?b", "--url", "http://c/", "--delete"],
-            json!({"urls": ["http://a/?b", "http://c/"], "all": false, "mode": "delete"}),
+            json!({"urls": ["http://a/?b", "http://c/"], "tags": [], "all": false, "mode": "delete"}),
+        );
+        check(
+            &["purge", "--tag", "a", "--tag", "b c"],
+            json!({"urls": [], "tags": ["a", "b c"], "all": false, "mode": "invalidate"}),
         );
         check(
             &["purge", "--deployment", "d"],
-            json!({"urls": [], "all": false, "mode": "invalidate", "deployment": "d"}),
+            json!({"urls": [], "tags": [], "all": false, "mode": "invalidate", "deployment": "d"}),
         );
     }
 }

@@ -567,9 +567,9 @@ fn regional(reader: &mut Reader, cache: &Section) -> Option<Regional> {
     let username = reader.value(&section, "username", |text| Ok(text.to_owned()));
     let password = match section.get("password") {
         None => None,
-        Some(_) => reader
-            .optional_section(&section, "password")
-            .and_then(|password| reader.required(&password, "file", "conf/redis.password", |text| token_in(&path(text)?))),
+        Some(_) => reader.optional_section(&section, "password").and_then(|password| {
+            reader.required(&password, "file", "conf/redis.password", |text| token_in(&path(text)?))
+        }),
     };
     let ca_pem = reader.value(&section, "ca", |text| {
         let pem = read_text(&path(text)?, MB).map_err(|error| format!("which cannot be read ({error})"))?;
@@ -939,11 +939,15 @@ mod tests {
         );
         check(
             "cache: 256MB",
-            &["2:8: cache: found a single value, where a mapping belongs, with keys out of: memory, node, regional, lock_timeout"],
+            &[
+                "2:8: cache: found a single value, where a mapping belongs, with keys out of: memory, node, regional, lock_timeout",
+            ],
         );
         check(
             "cache: []",
-            &["2:8: cache: found a list, where a mapping belongs, with keys out of: memory, node, regional, lock_timeout"],
+            &[
+                "2:8: cache: found a list, where a mapping belongs, with keys out of: memory, node, regional, lock_timeout",
+            ],
         );
         check(
             "tls: {redirect_http: true}",
@@ -993,7 +997,9 @@ mod tests {
     fn says_what_is_wrong_with_the_tiers() {
         check(
             "cache: {node: 5GB}",
-            &[r#"2:15: cache.node: found "5GB", which is neither a mapping like {path: ./data/cache, size: 10GB} nor off"#],
+            &[
+                r#"2:15: cache.node: found "5GB", which is neither a mapping like {path: ./data/cache, size: 10GB} nor off"#,
+            ],
         );
         check(
             "cache: {regional: {}}",
@@ -1010,7 +1016,9 @@ mod tests {
         );
         check(
             r#"cache: {regional: {redis: "redis://h", sentinel: m, cluster: true}}"#,
-            &["2:62: cache.regional.cluster: found both `sentinel` and `cluster`, where one of them belongs; remove the other"],
+            &[
+                "2:62: cache.regional.cluster: found both `sentinel` and `cluster`, where one of them belongs; remove the other",
+            ],
         );
     }
 

@@ -51,8 +51,7 @@ pub(super) const KEYS: &[&str] = &[
 ];
 
 /// Keys that the design has and this version does not. A feature that arrives moves its keys to `KEYS`.
-const LATER: &[&str] =
-    &["tls", "store", "regions", "secret", "listen.https", "listen.peer"];
+const LATER: &[&str] = &["tls", "store", "regions", "secret", "listen.https", "listen.peer"];
 
 /// Our file is five levels deep. Without a bound, a row of `[` would overflow the stack.
 const DEPTH_MAX: usize = 32;

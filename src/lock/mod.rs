@@ -162,8 +162,8 @@ impl Arbiter {
     fn promote(&self, slot: Slot, entry: Entry, claim: &Claim) -> bool {
         let Some(lifetime) = self.tiers.lifetime(&entry) else { return false };
         let now = self.tiers.now();
-        let answers = lifetime.is_fresh(now)
-            || (claim.claimant.stale_will_do && lifetime.is_usable_while_revalidating(now));
+        let answers =
+            lifetime.is_fresh(now) || (claim.claimant.stale_will_do && lifetime.is_usable_while_revalidating(now));
         let is_news = self.tiers.memory.peek(&slot).is_none_or(|there| there.lifetime.created < entry.lifetime.created);
         if answers || is_news {
             self.tiers.promote(slot, entry);
@@ -285,9 +285,7 @@ impl Arbiter {
         match self.ask_region(primary, slot, claim, deadline, false).await {
             Below::Found => Refresh::Done,
             // The one who holds the lock takes longer than that; its result will be seen by a later look.
-            Below::Nothing { timed_out: true, .. } => {
-                Refresh::Failed(Failure::Code(Code::InternalCacheLockTimeout))
-            }
+            Below::Nothing { timed_out: true, .. } => Refresh::Failed(Failure::Code(Code::InternalCacheLockTimeout)),
             Below::Nothing { lease, .. } => {
                 claim.hold(lease);
                 Refresh::Fetch
@@ -313,8 +311,7 @@ impl Arbiter {
             return Locked::Write(node::detached(stale_writer));
         }
         let now = Instant::now();
-        let asker =
-            Asker { since: claim.since(now), may_serve_stale: claim.may_serve_stale(), before: claim.waiter() };
+        let asker = Asker { since: claim.since(now), may_serve_stale: claim.may_serve_stale(), before: claim.waiter() };
         match self.table.ask(&slot, asker, stale_writer, now) {
             Told::Arbitrate { flight, wait, waiter } => {
                 claim.wait(waiter, self.watch(slot, claim, waiter));

@@ -58,9 +58,9 @@ use crate::cache::packed::{self, Unreadable};
 use crate::cache::purge::{Judged, Position, Scope};
 use crate::clock::Clock;
 use crate::conf::{Conf, NodeCache};
-use crate::metrics::Metrics;
 use crate::lock::claim::{self, Claim};
 use crate::lock::region::Holding;
+use crate::metrics::Metrics;
 
 /// The lock of the region, held by this node.
 pub type RegionalLease = Holding<Redis>;
@@ -81,7 +81,10 @@ pub struct Tiers {
 /// Opens the tiers that the configuration names. `runtime` carries what goes on behind the answers.
 pub fn open(conf: &Conf, clock: Clock, runtime: &Handle, metrics: Arc<Metrics>) -> std::result::Result<Tiers, String> {
     let cannot = |what: &str, path: &Path, error: io::Error| {
-        format!("cannot open {what} in {}: {error}; name another folder, or write `cache: {{node: off}}`", path.display())
+        format!(
+            "cannot open {what} in {}: {error}; name another folder, or write `cache: {{node: off}}`",
+            path.display()
+        )
     };
     let (node, purges) = match &conf.cache.node {
         None => (None, Purges::in_memory(clock.clone())),
@@ -246,7 +249,16 @@ impl Tiers {
     pub fn begin(&'static self, slot: Slot, fill: Fill, source: Source) -> Filling {
         let fill = Arc::new(fill);
         self.filling.lock().insert(slot, fill.clone());
-        Filling { tiers: self, fill, slot, source, expected_bytes: None, written_bytes: 0, finished: false, relay: None }
+        Filling {
+            tiers: self,
+            fill,
+            slot,
+            source,
+            expected_bytes: None,
+            written_bytes: 0,
+            finished: false,
+            relay: None,
+        }
     }
 
     /// Pingora reads the system's clock; ours may be ahead of it in a test. The times are handed over as the system's clock sees them.

@@ -84,7 +84,9 @@ impl Purges {
             }
         }
         if news.lost {
-            log::warn!("the log of purges was damaged: everything cached so far is refreshed before it is served as fresh");
+            log::warn!(
+                "the log of purges was damaged: everything cached so far is refreshed before it is served as fresh"
+            );
             self.invalidate_all_here();
         }
     }

@@ -34,11 +34,7 @@ const SHOWN_BYTES_MAX: u64 = 64 * 1_048_576;
 const KEEP_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
 
 /// Starts to read along. The sender is for the writer: the entry, once it is one.
-pub fn start(
-    tiers: &'static Tiers,
-    filling: &Filling,
-    lease: RegionalLease,
-) -> oneshot::Sender<Option<Arc<Entry>>> {
+pub fn start(tiers: &'static Tiers, filling: &Filling, lease: RegionalLease) -> oneshot::Sender<Option<Arc<Entry>>> {
     let (done, entry) = oneshot::channel();
     let (slot, fill) = (filling.slot, filling.fill.clone());
     if let Some(reader) = fill.reader() {
@@ -61,7 +57,9 @@ async fn read_along(
     let mut shown = Shown { lease: &lease, begun: false, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
     let show_at = Instant::now() + SHOW_AFTER;
     let end = loop {
-        let read = if shown.begun { reader.read().await } else {
+        let read = if shown.begun {
+            reader.read().await
+        } else {
             match timeout_at(show_at, reader.read()).await {
                 Ok(read) => read,
                 Err(_) => {
@@ -82,7 +80,9 @@ async fn read_along(
             break PartsEnd::Cut;
         }
         // What is there already goes into the same message.
-        while shown.unsent_bytes < PART_BYTES && let Some(Ok(Some(chunk))) = reader.read().now_or_never() {
+        while shown.unsent_bytes < PART_BYTES
+            && let Some(Ok(Some(chunk))) = reader.read().now_or_never()
+        {
             shown.take(chunk);
         }
         if shown.begun && !shown.send(PartsEnd::Open).await {
@@ -145,7 +145,8 @@ pub async fn commit(tiers: &'static Tiers, slot: Slot, entry: Arc<Entry>, lease:
 fn pack(entry: &Entry) -> Packed {
     let lifetime = &entry.lifetime;
     let windows_s = u64::from(lifetime.stale_while_revalidate_s.max(lifetime.stale_if_error_s));
-    let usable = lifetime.fresh_until.duration_since(entry.stored_at).unwrap_or_default() + Duration::from_secs(windows_s);
+    let usable =
+        lifetime.fresh_until.duration_since(entry.stored_at).unwrap_or_default() + Duration::from_secs(windows_s);
     let stale_until = lifetime.fresh_until + Duration::from_secs(u64::from(lifetime.stale_while_revalidate_s));
     Packed {
         parts: packed::pack(entry).to_vec(),

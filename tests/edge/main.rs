@@ -8,3 +8,4 @@ mod functions;
 mod headers;
 mod routing;
 mod static_files;
+mod tiers;

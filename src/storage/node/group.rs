@@ -192,7 +192,8 @@ impl Held<'_> {
         Err(io::Error::new(io::ErrorKind::QuotaExceeded, "nothing can be evicted to make room"))
     }
 
-    /// The disk is full before the budget is: gives a tenth back, and at least `cost`.
+    /// The disk is full before the budget is: gives a tenth back, and at least `cost`. While somebody else fills the disk, the
+    /// cache gives way, a tenth of a group a second.
     pub fn shrink(&mut self, cost: u64) -> io::Result<()> {
         self.evict(self.usage.bytes.saturating_sub((self.usage.bytes / 10).max(cost)))
     }

@@ -8,6 +8,9 @@
 //! The bound is that of `group`: blocks and inodes of all entries together, over all processes. On top of it come the 257 folders and the
 //! counters (1 to 3 MB), and the files that are being written (one a thread that writes).
 //!
+//! Measured for 16 KiB: a read 20 µs; a write 60 µs on tmpfs, but 450 µs on ext4 with thousands of files removed in the minute before,
+//! as ext4 looks past inodes that were freed lately, one by one. That is why responses are put behind.
+//!
 //! A disk that fails makes us slower, never wrong: reads miss, writes are left out and counted, and tried again after a second. What is
 //! newer than the file but cannot be written takes the file with it. Only on a disk that can neither be written nor removed from, old
 //! entries stay: `remove` says so, and it is for the log of purges to rule them out.

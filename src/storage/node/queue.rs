@@ -68,6 +68,7 @@ pub enum Pushed {
 }
 
 impl Queue {
+    /// A slot that is put again goes to the end: while it changes faster than the queue is worked off, it need not be written.
     pub fn push(&self, slot: Slot, parts: Vec<Bytes>) -> Pushed {
         let mut waiting = self.waiting.lock();
         waiting.forget(&slot);

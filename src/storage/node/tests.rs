@@ -9,8 +9,9 @@ const LONG: Duration = Duration::from_secs(30);
 struct Folder(tempfile::TempDir);
 
 impl Folder {
+    /// In memory where that can be had: on ext4, tens of thousands of files made and removed in a row take ten times as long.
     fn new() -> Folder {
-        Folder(tempfile::tempdir().expect("a folder"))
+        Folder(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder"))
     }
 
     fn open(&self) -> Node {
@@ -185,7 +186,7 @@ fn the_bound_holds_and_what_was_used_lately_stays() {
     for n in hot.clone() {
         put(&node, n, 8000);
     }
-    for n in 100..1000 {
+    for n in 100..600 {
         put(&node, n, 8000);
         // All others are older than the hot ones: an hour ago, in the order of their making.
         let used = SystemTime::now() - Duration::from_secs(7200 - n);
@@ -193,11 +194,11 @@ fn the_bound_holds_and_what_was_used_lately_stays() {
         assert!(disk_bytes(&node) <= BYTES_MIN, "at {n}");
     }
     assert!(hot.clone().all(|n| holds(&node, n, 8000)));
-    assert!(holds(&node, 999, 8000) && !holds(&node, 100, 8000));
+    assert!(holds(&node, 599, 8000) && !holds(&node, 100, 8000));
     *node.shared.usage.lock() = None;
     let state = node.state();
     assert!(state.bytes <= BYTES_MIN && state.bytes > BYTES_MIN / 2, "{state:?}");
-    assert!(state.evictions > 700);
+    assert!(state.evictions > 350);
 }
 
 #[test]

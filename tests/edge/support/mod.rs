@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use perigee::admit;
 use perigee::cache::key::Key;
-use perigee::clock::Clock;
 use perigee::cache::purge::{Mode, Scope};
+use perigee::clock::Clock;
 use perigee::conf::Conf;
 use perigee::exchange::Exchange;
 use perigee::front::Front;
@@ -53,6 +53,7 @@ impl Node {
             .await
             .expect("no panic");
         tokio::spawn(edge.clone().keep_time());
+        tokio::spawn(edge.clone().follow_purges());
         let proxy = Arc::new(Front::new(edge.clone(), http_proxy(&server_conf, Proxy(edge.clone()))));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
