@@ -296,6 +296,13 @@ impl Metrics {
         self.tier_entries[tier as usize].set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
+    /// An operation on the store of the region.
+    pub fn region_operation(&self, operation: &'static str, took: Duration, answered: bool) {
+        let result = if answered { "ok" } else { "failed" };
+        self.region_operations.get_or_create_owned(&vec![("operation", operation), ("result", result)]).inc();
+        self.region_operation_seconds.observe(took.as_secs_f64());
+    }
+
     /// So many purges were ordered here.
     pub fn purged(&self, scope: &'static str, mode: &'static str, number: usize) {
         if number > 0 {

@@ -41,8 +41,8 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 /// A purge by another process of this node is seen after this, without a region: one `stat` each time.
 const PURGES_LOOKED_FOR: Duration = Duration::from_millis(50);
 
-/// What is on its way to the disk has this long at the end.
-const FLUSHED_WITHIN: Duration = Duration::from_secs(2);
+/// What is on its way to the disk has this long at the end, and so has the good-bye to the region.
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 
 impl Edge {
     /// Builds what all requests share. `runtime` carries the functions and has to outlive the edge.
@@ -55,7 +55,7 @@ impl Edge {
         let tiers = storage::open(&conf, clock.clone(), &runtime, metrics.clone())?;
         // Pingora wants these for good: a process has one of each.
         let tiers: &'static Tiers = Box::leak(Box::new(tiers));
-        let uncacheable: &'static Uncacheable = Box::leak(Box::new(Uncacheable::default()));
+        let uncacheable: &'static Uncacheable = Box::leak(Box::new(Uncacheable::new(tiers.region.clone())));
         let arbiter: &'static Arbiter =
             Box::leak(Box::new(Arbiter::new(conf.cache.lock_timeout, tiers, uncacheable, metrics.clone())));
         Ok(Arc::new(Edge {
@@ -75,11 +75,9 @@ impl Edge {
     }
 
     /// Ends what would outlive the process, and writes what is still to be written.
-    fn shut_down(&self) {
+    async fn shut_down(&self) {
         self.functions.shut_down();
-        if let Some(node) = &self.tiers.node {
-            node.flush(FLUSHED_WITHIN);
-        }
+        self.tiers.close(CLOSED_WITHIN).await;
     }
 
     /// Takes in, soon after, what other processes of the node purged.
@@ -176,7 +174,7 @@ fn serve(path: &Path) -> Result<(), String> {
     runtime.spawn(drain(edge.clone(), signals.terminate, grace));
     runtime.spawn(become_ready(edge.clone(), listen.http));
     server.run(pingora::server::RunArgs::default());
-    edge.shut_down();
+    runtime.block_on(edge.shut_down());
     shut_down(runtime);
     Ok(())
 }
@@ -229,7 +227,7 @@ async fn drain(edge: Arc<Edge>, mut terminate: Signal, grace: Duration) {
             if left > 0 {
                 log::warn!("{left} requests did not end within {grace:?} and are cut");
             }
-            edge.shut_down();
+            edge.shut_down().await;
             log::info!("done");
             std::process::exit(0);
         }

@@ -160,7 +160,7 @@ pub trait Region: Send + Sync + 'static {
     fn commit(&self, lease: &Lease, entry: &Packed) -> impl Future<Output = Result<Committed, Unavailable>> + Send;
 
     /// Gives the lock back, if it is still held, and wakes all who wait. A word is left for as long as it holds; `Failed` only if some
-    /// other node waited: who is alone with a failure may try again at once.
+    /// other node waited: who is alone with a failure may try again at once. `Uncacheable` takes an older entry along.
     fn release(&self, lease: &Lease, word: Option<Word>) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// Appends parts of the response that is being fetched, for the nodes that wait. False: the lock is lost.

@@ -2,6 +2,7 @@
 //! (product.md 5.10). One cacheable answer forgets it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -11,6 +12,7 @@ use pingora_cache::predictor::CacheablePredictor;
 
 use super::ORIGIN_ERROR;
 use crate::storage::memory::Slot;
+use crate::storage::regional::Redis;
 
 /// How long.
 const HOLD: Duration = Duration::from_secs(120);
@@ -20,15 +22,15 @@ const KEYS_PER_SHARD_MAX: usize = 4096;
 
 pub struct Uncacheable {
     shards: Vec<Mutex<HashMap<Slot, Instant>>>,
-}
-
-impl Default for Uncacheable {
-    fn default() -> Uncacheable {
-        Uncacheable { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
-    }
+    /// Has the word that other nodes go by, and has to forget it too.
+    region: Option<Arc<Redis>>,
 }
 
 impl Uncacheable {
+    pub fn new(region: Option<Arc<Redis>>) -> Uncacheable {
+        Uncacheable { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), region }
+    }
+
     fn shard(&self, slot: &Slot) -> &Mutex<HashMap<Slot, Instant>> {
         &self.shards[usize::from(slot[14]) % SHARDS]
     }
@@ -74,7 +76,12 @@ impl CacheablePredictor for Uncacheable {
     }
 
     fn mark_cacheable(&self, key: &CacheKey) -> bool {
-        !self.forget(&key.primary_bin())
+        let slot = key.primary_bin();
+        let was_remembered = self.forget(&slot);
+        if was_remembered && let Some(region) = self.region.clone() {
+            tokio::spawn(async move { region.forget_word(&slot).await });
+        }
+        !was_remembered
     }
 
     fn mark_uncacheable(&self, key: &CacheKey, reason: NoCacheReason) -> Option<bool> {
@@ -97,7 +104,7 @@ mod tests {
 
     #[test]
     fn it_is_remembered_for_two_minutes_or_until_it_is_cacheable() {
-        let memory = Uncacheable::default();
+        let memory = Uncacheable::new(None);
         let start = Instant::now();
         let slot = [1; 16];
         assert!(!memory.is_remembered(&slot, start));
@@ -111,7 +118,7 @@ mod tests {
 
     #[test]
     fn it_is_bounded() {
-        let memory = Uncacheable::default();
+        let memory = Uncacheable::new(None);
         for n in 0..1_000_000_u64 {
             let mut slot = [0; 16];
             slot[..8].copy_from_slice(&n.to_le_bytes());

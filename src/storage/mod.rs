@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -46,6 +46,7 @@ use pingora_error::Result;
 use pingora_http::ResponseHeader;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use self::fill::{Fill, FillReader};
 use self::memory::{Memory, Slot};
@@ -57,7 +58,7 @@ use crate::cache::freshness::{LIFETIME_S_MAX, Lifetime};
 use crate::cache::packed::{self, Unreadable};
 use crate::cache::purge::{Judged, Position, Scope};
 use crate::clock::Clock;
-use crate::conf::{Conf, NodeCache};
+use crate::conf::{Conf, NodeCache, Regional, RegionalMode};
 use crate::lock::claim::{self, Claim};
 use crate::lock::region::Holding;
 use crate::metrics::Metrics;
@@ -76,6 +77,7 @@ pub struct Tiers {
     clock: Clock,
     /// Responses that are arriving, by slot. Touched on a miss only.
     filling: Mutex<HashMap<Slot, Arc<Fill>>>,
+    membership: Mutex<Option<Membership>>,
 }
 
 /// Opens the tiers that the configuration names. `runtime` carries what goes on behind the answers.
@@ -95,11 +97,64 @@ pub fn open(conf: &Conf, clock: Clock, runtime: &Handle, metrics: Arc<Metrics>) 
         }
     };
     let purges = Arc::new(purges);
-    let region = match &conf.cache.regional {
-        None => None,
-        Some(regional) => Some(regional::connect(conf, regional, purges.clone(), runtime, metrics)?),
+    let (region, membership) = match &conf.cache.regional {
+        None => (None, None),
+        Some(regional) => {
+            let (redis, membership) = join_region(conf, regional, purges.clone(), runtime, metrics)?;
+            (Some(redis), Some(membership))
+        }
     };
-    Ok(Tiers::new(Memory::new(conf.cache.memory, conf.threads), node, region, purges, clock))
+    let memory = Memory::new(conf.cache.memory, conf.threads);
+    let membership = Mutex::new(membership);
+    Ok(Tiers { memory, node, region, purges, clock, filling: Mutex::default(), membership })
+}
+
+/// Begins to look for the store of the region, for as long as the process runs. Whether it is there is not waited for.
+fn join_region(
+    conf: &Conf,
+    regional: &Regional,
+    purges: Arc<Purges>,
+    runtime: &Handle,
+    metrics: Arc<Metrics>,
+) -> std::result::Result<(Arc<Redis>, Membership), String> {
+    let mode = match regional.mode.clone() {
+        RegionalMode::Single => regional::Mode::Single,
+        RegionalMode::Sentinel { master } => regional::Mode::Sentinel { master },
+        RegionalMode::Cluster => regional::Mode::Cluster,
+    };
+    let address = regional::Address {
+        urls: regional.urls.clone(),
+        mode,
+        username: regional.username.clone(),
+        password: regional.password.clone(),
+        ca_pem: regional.ca_pem.clone(),
+    };
+    let settings = regional::Settings {
+        address,
+        region: conf.region.clone(),
+        // A node may have several processes, and each has purges to take.
+        member: format!("{}/{}", conf.node, fresh_member()),
+        known_log: None,
+        observer: Arc::new(move |operation, took, answered| metrics.region_operation(operation, took, answered)),
+    };
+    let redis = Redis::new(settings, purges).map_err(|error| format!("cache.regional: {error}"))?;
+    let redis = Arc::new(redis);
+    let (leave, left) = oneshot::channel::<()>();
+    let running = redis.clone();
+    let run = runtime.spawn(async move { running.run(async { drop(left.await) }).await });
+    Ok((redis, Membership { leave, run }))
+}
+
+/// Names a process of a node.
+fn fresh_member() -> String {
+    // The process id alone would do, but for tests that have several nodes in one process.
+    format!("{}-{:04x}", std::process::id(), fastrand::u16(..))
+}
+
+/// Ends the membership in the region.
+struct Membership {
+    leave: oneshot::Sender<()>,
+    run: JoinHandle<()>,
 }
 
 /// What was found for a slot.
@@ -109,14 +164,16 @@ pub enum Found {
 }
 
 impl Tiers {
-    pub fn new(
-        memory: Memory,
-        node: Option<Arc<Node>>,
-        region: Option<Arc<Redis>>,
-        purges: Arc<Purges>,
-        clock: Clock,
-    ) -> Tiers {
-        Tiers { memory, node, region, purges, clock, filling: Mutex::default() }
+    /// At the end of the process: writes what is still to be written, and tells the region that nobody has to wait for this node.
+    pub async fn close(&self, within: Duration) {
+        let membership = self.membership.lock().take();
+        if let Some(Membership { leave, run }) = membership {
+            let _ = leave.send(());
+            let _ = tokio::time::timeout(within, run).await;
+        }
+        if let Some(node) = self.node.clone() {
+            let _ = tokio::task::spawn_blocking(move || node.flush(within)).await;
+        }
     }
 
     /// What there is for a key. A stale entry gives way to a response that is arriving.

@@ -168,8 +168,7 @@ impl Sink for Purges {
         log::warn!(
             "purges of the region may have been missed: everything cached so far is refreshed before it is served as fresh"
         );
-        self.order_here(&[Scope::ALL], Mode::Invalidate);
-        self.logs.region.advance(from);
+        self.purged(&Purge { epoch: from, scopes: vec![Scope::ALL], mode: Mode::Invalidate });
     }
 
     fn position(&self) -> Epoch {

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use perigee::storage::purge_log::{Epoch, Mode, PurgeLog, Scope};
+use perigee::cache::purge::{Epoch, Mode, Scope};
+use perigee::storage::purge_log::PurgeLog;
 
 const ROOT: &str = "PERIGEE_TEST_PURGES_ROOT";
 const MARK: &str = "purged ";
@@ -88,7 +89,7 @@ fn how_long_a_purge_and_a_look_take() {
     let begin = Instant::now();
     (0..10_000).for_each(|_| assert!(log.read().purges.is_empty()));
     println!("a look without news {:?}", begin.elapsed() / 10_000);
-    let purge = |n: u128| perigee::storage::purge_log::Purge {
+    let purge = |n: u128| perigee::storage::purge_log::Kept {
         epoch: Epoch(n as u64),
         scopes: vec![Scope(n.to_be_bytes())],
         mode: Mode::Invalidate,

@@ -14,7 +14,7 @@ use crate::cache::purge::{Epoch, Mode, Scope};
 use crate::lock::region::{Ask, Committed, Lease, Packed, Parts, Region, Sought, Token, Unavailable, Word};
 use crate::storage::memory::Slot;
 use crate::store::{Op, Reply};
-use crate::world::{Log, World};
+use crate::world::{Collapsing, Log, World};
 
 /// What every operation may take.
 pub const OPERATION: Duration = Duration::from_millis(100);
@@ -85,7 +85,7 @@ impl Link {
 
     async fn call(self: &Arc<Self>, op: Op) -> Result<Reply, Unavailable> {
         self.moves().await;
-        if self.dead.load(Ordering::Relaxed) {
+        if self.dead.load(Ordering::Relaxed) || self.world.plan.collapsing != Collapsing::NodeAndRegion {
             return Err(Unavailable);
         }
         let (answer, mut reply) = oneshot::channel();

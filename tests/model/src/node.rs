@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::cache::purge::{Epoch, Judged, Marks, Mode, Purge, Scope};
 use crate::lock::region::{Ask, Collapsed, Following, Holding, Judgement, Parts, PartsEnd, Token, Word, collapse};
 use crate::network::{Link, Network, OPERATION};
-use crate::page::{Page, scopes};
+use crate::page::{Page, number, scopes};
 use crate::storage::memory::Slot;
-use crate::world::{World, chance};
+use crate::world::{Collapsing, World, chance};
 
 /// How long one waits for others.
 pub const WAIT: Duration = Duration::from_secs(3);
@@ -217,8 +217,9 @@ impl Node {
     async fn answer(self: &Arc<Self>, slot: Slot) -> Answer {
         self.link.moves().await;
         let (since, stood_still) = (Instant::now(), self.link.stood_still());
+        let asked_ms = self.link.now_ms();
         // One who found no place among those who go alone waits a second time.
-        let mut bound = WAIT;
+        let (mut bound, mut collapsed) = (WAIT, false);
         let waited = |bound: Duration| {
             // Times of standing still are not the protocol's; an operation that began in time may take its time.
             let waited = since.elapsed().saturating_sub(self.link.stood_still() - stood_still);
@@ -229,6 +230,9 @@ impl Node {
             let have_ms = match self.look(&slot) {
                 Look::Fresh(page) => {
                     waited(bound);
+                    if collapsed && page.created_ms >= asked_ms {
+                        self.world.watch(|watch, _| watch.collapsed(since.elapsed()));
+                    }
                     let read = self.read();
                     self.world.watch(|watch, now| watch.served_fresh(self.number, &page, read, now));
                     return Answer::Page(page.rendering);
@@ -268,6 +272,7 @@ impl Node {
                     return Answer::GivenUp;
                 }
             };
+            collapsed = true;
             if since.elapsed() >= WAIT {
                 bound = WAIT * 2;
             }
@@ -297,6 +302,9 @@ impl Node {
 
     fn ask(&self, slot: &Slot, since: Instant) -> Told {
         let now = Instant::now();
+        if self.world.plan.collapsing == Collapsing::None {
+            return Told::Alone;
+        }
         let mut state = self.state.lock();
         if state.uncacheable.get(slot).is_some_and(|until| now < *until) {
             return Told::Uncollapsed;
@@ -326,6 +334,12 @@ impl Node {
     }
 
     fn refresh(self: &Arc<Self>, slot: Slot, have_ms: u64) {
+        if self.world.plan.collapsing == Collapsing::None {
+            let node = self.clone();
+            return self.spawn(async move {
+                node.go_alone(slot).await;
+            });
+        }
         let mut state = self.state.lock();
         match state.turns.get(&slot) {
             Some(Turn::Flying(_) | Turn::Ready { .. }) => return,
@@ -445,8 +459,9 @@ impl Node {
             return Fetched::Uncacheable;
         }
         let created_ms = self.link.now_ms();
-        let fresh_until_ms = created_ms + fastrand::u64(origin.fresh_ms.clone());
-        let stale_until_ms = fresh_until_ms + fastrand::u64(origin.stale_ms.clone());
+        let (fresh_ms, stale_ms) = (origin.lifetime)(number(&slot));
+        let fresh_until_ms = created_ms + fresh_ms;
+        let stale_until_ms = fresh_until_ms + stale_ms;
         let page = Page { slot, created_ms, fresh_until_ms, stale_until_ms, began, rendering: call.rendering };
         let mut shown = lease.filter(|_| chance(origin.streamed));
         if let Some(lease) = shown

@@ -64,12 +64,15 @@ pub fn slot(number: u64) -> Slot {
     slot
 }
 
+pub fn number(slot: &Slot) -> u64 {
+    u64::from_be_bytes(slot[..8].try_into().expect("a slot begins with its number"))
+}
+
 /// Everything that a purge of this slot may name, apart from `Scope::ALL`.
 pub fn scopes(slot: &Slot) -> [Scope; 2] {
-    let number = u64::from_be_bytes(slot[..8].try_into().expect("a slot begins with its number"));
     let (mut key, mut tag) = (*slot, [0; 16]);
     key[15] = 1;
-    tag[0] = u8::try_from(number % TAGS).expect("there are a few tags");
+    tag[0] = u8::try_from(number(slot) % TAGS).expect("there are a few tags");
     tag[15] = 2;
     [Scope(key), Scope(tag)]
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::cache::purge::{Epoch, Scope};
 use crate::lock::region::{Committed, LEASE, Sought, Token, Word};
-use crate::page::{Page, scopes};
+use crate::page::{Page, number, scopes};
 use crate::storage::memory::Slot;
 use crate::store::{Op, Reply};
+use crate::world::Origin;
 
 #[derive(Debug, Default)]
 pub struct Watch {
@@ -16,6 +17,9 @@ pub struct Watch {
     /// One origin call per key and validity period is demanded: nothing fails and nobody is slow.
     strict: bool,
     pub count: Count,
+    pub waits: Vec<u64>,
+    /// Until when the last response is fresh where every key is fetched once per validity period.
+    ideal: BTreeMap<Slot, u64>,
     holders: BTreeMap<Slot, Holder>,
     stored: BTreeMap<Slot, Stored>,
     purges: Vec<Purged>,
@@ -29,6 +33,8 @@ pub struct Count {
     pub operations: u64,
     pub visitors: u64,
     pub calls: u64,
+    /// Calls if every key were fetched once per validity period.
+    pub calls_ideal: u64,
     pub stored: u64,
     pub lost: u64,
     pub purged: u64,
@@ -168,6 +174,21 @@ impl Watch {
         if waited > bound {
             self.violated(now, format!("a visitor of node {node} waited {waited:?}, the bound is {bound:?}"));
         }
+    }
+
+    /// A visitor comes to the region.
+    pub fn comes(&mut self, slot: &Slot, origin: &Origin, now: u64) {
+        let until = self.ideal.entry(*slot).or_default();
+        if *until <= now {
+            let time = origin.time_ms.start().midpoint(*origin.time_ms.end());
+            *until = now + time + (origin.lifetime)(number(slot)).0;
+            self.count.calls_ideal += 1;
+        }
+    }
+
+    /// Somebody else's fetch answered a visitor.
+    pub fn collapsed(&mut self, waited: Duration) {
+        self.waits.push(ms(waited));
     }
 
     pub fn violated(&mut self, now: u64, what: String) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cache::purge::{Epoch, Mode, Purge, Scope};
 use crate::lock::region::{LEASE, Sought};
@@ -40,8 +40,18 @@ pub struct Plan {
     /// Clocks of the nodes differ by up to that.
     pub skew_ms: u64,
     pub flaws: Flaws,
+    pub collapsing: Collapsing,
+    /// The shares of all slots up to each, if they are not asked for alike.
+    pub popularity: Option<Arc<Vec<f64>>>,
     /// One origin call per key and validity period is demanded.
     pub strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collapsing {
+    None,
+    Node,
+    NodeAndRegion,
 }
 
 /// What the network does to operations and messages.
@@ -66,8 +76,8 @@ pub struct Origin {
     /// Does not answer before the time limit.
     pub hangs: f64,
     pub limit: Duration,
-    pub fresh_ms: RangeInclusive<u64>,
-    pub stale_ms: RangeInclusive<u64>,
+    /// For how long a response of a slot is fresh, and then usable while it is refreshed, in milliseconds.
+    pub lifetime: fn(u64) -> (u64, u64),
     /// Responses that are shown to the other nodes while they arrive.
     pub streamed: f64,
 }
@@ -106,15 +116,25 @@ impl Default for Plan {
                 uncacheable: 0.0,
                 hangs: 0.0,
                 limit: Duration::from_secs(10),
-                fresh_ms: 500..=4_000,
-                stale_ms: 0..=3_000,
+                lifetime: |_| (fastrand::u64(500..=4_000), fastrand::u64(0..=3_000)),
                 streamed: 0.3,
             },
             troubles: Troubles::default(),
             skew_ms: 0,
             flaws: Flaws::default(),
+            collapsing: Collapsing::NodeAndRegion,
+            popularity: None,
             strict: false,
         }
+    }
+}
+
+impl Plan {
+    /// What a visitor asks for.
+    fn number(&self) -> u64 {
+        let Some(popularity) = &self.popularity else { return fastrand::u64(0..self.slots) };
+        let share = fastrand::f64();
+        popularity.partition_point(|up_to| *up_to < share) as u64
     }
 }
 
@@ -134,6 +154,8 @@ impl Weather {
 pub struct Outcome {
     pub violations: Vec<String>,
     pub count: Count,
+    /// How long visitors waited whom somebody else's fetch answered, in milliseconds, sorted.
+    pub waits: Vec<u64>,
     /// Of all operations, replies and answers with their times.
     pub trace: u64,
 }
@@ -173,8 +195,11 @@ pub fn run(seed: u64, plan: Plan) -> Outcome {
     });
     // What is still under way ends with the runtime, before the run is judged.
     drop(runtime);
-    let state = world.state.lock();
+    let mut state = world.state.lock();
+    let mut waits = std::mem::take(&mut state.watch.waits);
+    waits.sort_unstable();
     Outcome {
+        waits,
         violations: state.watch.violations.clone(),
         count: state.watch.count.clone(),
         trace: state.trace.finish(),
@@ -188,11 +213,20 @@ async fn play(world: &Arc<World>) {
         .collect();
     let nodes = Arc::new(nodes);
     let troubles = tokio::spawn(trouble(world.clone(), nodes.clone()));
-    let end = Instant::now() + plan.length;
-    while Instant::now() < end {
-        sleep(gap(plan.visitors_per_second)).await;
-        let slot = slot(fastrand::u64(0..plan.slots));
+    let mut next = Instant::now();
+    let end = next + plan.length;
+    loop {
+        next += gap(plan.visitors_per_second);
+        if next >= end {
+            break;
+        }
+        // Timers are of whole milliseconds: several may come at once.
+        if next > Instant::now() {
+            sleep_until(next).await;
+        }
+        let slot = slot(plan.number());
         let node = nodes[fastrand::usize(0..nodes.len())].lock().clone();
+        world.watch(|watch, now| watch.comes(&slot, &plan.origin, now));
         node.receive(slot);
     }
     troubles.abort();
@@ -209,7 +243,10 @@ async fn trouble(world: Arc<World>, nodes: Arc<Vec<Mutex<Arc<Node>>>>) {
     let rates = &world.plan.troubles;
     let all = [rates.crashes, rates.standstills, rates.cuts, rates.restarts, rates.purges];
     let sum: f64 = all.iter().sum();
-    while sum > 0.0 {
+    if sum == 0.0 {
+        return;
+    }
+    loop {
         sleep(gap(sum)).await;
         let number = fastrand::usize(0..nodes.len());
         let node = nodes[number].lock().clone();
