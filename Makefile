@@ -31,6 +31,12 @@ test: tools ## All fast tests; installs what they need
 	RUST_TEST_THREADS=8 $(CARGO) test --locked
 	node --test tests/launcher/launcher.test.mjs
 
+.PHONY: slow
+slow: tools ## Tests that take minutes: real processes with a real Redis, kills, stops, floods (SLOW_SECONDS=20 per fault)
+	@scripts/tools.sh slow
+	$(CARGO) test --release --locked --test slow --test regional -- --ignored --test-threads=1 --nocapture
+	cd tests/model && $(CARGO) test --release
+
 .PHONY: bench
 bench: build ## CPU per cached hit beside nginx's proxy_cache, in one run (ROUNDS=7, SECONDS_EACH=3)
 	@scripts/tools.sh bench

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a make target needs and the machine lacks: Debian packages by apt-get, programs in Rust by cargo.
-# usage: tools.sh build|test|bench|load|deny
+# usage: tools.sh build|test|slow|bench|load|deny
 set -euo pipefail
 
 packages() {
@@ -14,6 +14,13 @@ packages() {
 		exit 1
 	fi
 	echo "installing: ${missing[*]}"
+	# The tests start servers of their own: what is installed must not run as a service.
+	local policy=/usr/sbin/policy-rc.d
+	if [ ! -e $policy ]; then
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod 755 $policy
+		trap "rm -f $policy" EXIT
+	fi
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
@@ -29,8 +36,9 @@ build() { packages cc=gcc cmake=cmake make=make node=nodejs; }
 
 case "${1:-}" in
 build) build ;;
-test) build; packages curl=curl ;;
-bench) packages nginx=nginx-light wrk=wrk taskset=util-linux curl=curl ;;
+test) build; packages curl=curl redis-server=redis-server openssl=openssl ;;
+slow) build; packages curl=curl redis-server=redis-server openssl=openssl ;;
+bench) packages nginx=nginx-light varnishd=varnish redis-server=redis-server wrk=wrk taskset=util-linux curl=curl ;;
 load) packages curl=curl; rust oha ;;
 deny) rust cargo-deny ;;
 *) sed -n 2,3p "$0" >&2; exit 2 ;;

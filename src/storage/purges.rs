@@ -13,6 +13,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -30,6 +31,8 @@ pub struct Purges {
     pub logs: Logs,
     /// Absent without a cache on disk: what is in memory dies with the process, and so may its purges.
     file: Option<Mutex<PurgeLog>>,
+    /// Up to where the file has the region's purges: a process that starts reads all of the stream again.
+    kept: AtomicU64,
     clock: Clock,
 }
 
@@ -57,13 +60,13 @@ pub struct Acknowledged {
 
 impl Purges {
     pub fn in_memory(clock: Clock) -> Purges {
-        Purges { logs: Logs::default(), file: None, clock }
+        Purges { logs: Logs::default(), file: None, kept: AtomicU64::default(), clock }
     }
 
     /// Reads what was purged before this process came.
     pub fn open(folder: &Path, clock: Clock) -> io::Result<Purges> {
         let file = Some(Mutex::new(PurgeLog::open(folder, clock.now())?));
-        let purges = Purges { logs: Logs::default(), file, clock };
+        let purges = Purges { logs: Logs::default(), file, kept: AtomicU64::default(), clock };
         purges.read_file();
         Ok(purges)
     }
@@ -79,7 +82,10 @@ impl Purges {
             let purge = Purge { epoch, scopes, mode };
             match regional {
                 // The position in the stream is the stream's to say: after a restart it is read again from its beginning.
-                true => self.logs.region.apply(&purge),
+                true => {
+                    self.kept.fetch_max(purge.epoch.0, Ordering::Relaxed);
+                    self.logs.region.apply(&purge);
+                }
                 false => self.hold_here(&purge),
             }
         }
@@ -145,6 +151,9 @@ impl Purges {
     /// Writes down what came from the region, for a restart while that is out of reach.
     fn keep(&self, purge: &Purge) {
         let Some(file) = &self.file else { return };
+        if purge.scopes.is_empty() || self.kept.fetch_max(purge.epoch.0, Ordering::Relaxed) >= purge.epoch.0 {
+            return;
+        }
         let Purge { epoch, scopes, mode } = purge.clone();
         let kept = file.lock().keep(&Kept { epoch, scopes, mode, regional: true }, self.clock.now());
         if let Err(error) = kept {

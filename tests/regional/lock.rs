@@ -123,6 +123,7 @@ async fn what_was_purged_meanwhile_is_not_stored() {
         let lease = node.win(SLOT).await;
         for _ in 0..times {
             node.purge(&purges, Mode::Invalidate, Epoch(0)).await.expect("answered");
+            assert_eq!(node.renew(&lease).await, Ok(true), "a thousand purges take a while");
         }
         let entry = packed(b"x", &[Scope::tag("first"), own]);
         assert_eq!(node.commit(&lease, &entry).await, Ok(committed), "{} {times}", purges.len());

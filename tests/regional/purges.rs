@@ -162,6 +162,7 @@ async fn a_node_that_starts_again_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+#[ignore = "slow"]
 async fn a_node_that_was_away_for_too_many_purges_has_lost_some() {
     let server = Server::start(&[]);
     let a = Node::of(&server, "a/1").await;
