@@ -18,9 +18,11 @@ use crate::edge::{Answer, request, until};
 /// Long enough for a busy machine; nothing waits for this when all is well.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The program, as a shell would start it, with nothing of this process's settings.
+/// The program, as a shell would start it, with nothing of this process's settings. `PERIGEE` names another build of it: what measures
+/// wants the release build.
 pub fn perigee() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_perigee"));
+    let built = || env!("CARGO_BIN_EXE_perigee").into();
+    let mut command = Command::new(std::env::var_os("PERIGEE").unwrap_or_else(built));
     command.env_remove("PERIGEE_ADMIN").env_remove("PERIGEE_TOKEN").env("RUST_LOG", "info").stdin(Stdio::null());
     command
 }
@@ -71,6 +73,8 @@ pub struct Place {
     pub dir: Arc<TempDir>,
     pub http: SocketAddr,
     pub admin: SocketAddr,
+    /// What the node tells, as `RUST_LOG` has it.
+    pub log: &'static str,
 }
 
 impl Place {
@@ -81,7 +85,8 @@ impl Place {
         let [.., high, low] = std::process::id().to_be_bytes();
         let ip = Ipv4Addr::new(127, 64 + high % 64, low, PLACES.fetch_add(1, Ordering::Relaxed));
         let address = |port| SocketAddr::from((ip, port));
-        Place { dir: Arc::new(tempfile::tempdir().expect("a folder")), http: address(8080), admin: address(9180) }
+        let dir = Arc::new(tempfile::tempdir().expect("a folder"));
+        Place { dir, http: address(8080), admin: address(9180), log: "info" }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -116,6 +121,7 @@ impl Place {
         let stderr = std::fs::File::options().create(true).append(true).open(&log).expect("a file");
         let mut command = perigee();
         command.arg("-c").arg(self.file()).current_dir(self.dir.path()).stdout(Stdio::null()).stderr(stderr);
+        command.env("RUST_LOG", self.log);
         let child = command.spawn().expect("the program starts");
         let mut server = Server { child, http: self.http, admin: self.admin, log };
         let began = Instant::now();
