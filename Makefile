@@ -34,7 +34,7 @@ test: tools ## All fast tests; installs what they need
 .PHONY: slow
 slow: tools ## Tests that take minutes: real processes with a real Redis, kills, stops, floods (SLOW_SECONDS=20 per fault)
 	@scripts/tools.sh slow
-	$(CARGO) test --release --locked --test slow --test regional -- --ignored --test-threads=1 --nocapture
+	$(CARGO) test --profile slow --locked --test slow --test regional -- --ignored --test-threads=1 --nocapture
 	cd tests/model && $(CARGO) test --release
 
 .PHONY: bench

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{HeaderName, HeaderValue};
 use pingora_http::ResponseHeader;
 
@@ -173,15 +173,21 @@ fn next_number() -> u64 {
     NUMBERS.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The fields of a response that may be stored.
+/// The fields of a response that may be stored. Their values are copied, all into one piece: they were parts of the buffer that the
+/// response was read into, and would keep all of it alive for as long as the entry lives.
 pub fn stored_header(header: &ResponseHeader) -> ResponseHeader {
     let nominated = nominated(header);
-    let mut stored = ResponseHeader::build_no_case(header.status, Some(header.headers.len() + 8))
-        .expect("the status was valid before");
-    for (name, value) in &header.headers {
-        if !NOT_STORED.contains(&name.as_str()) && !nominated.contains(name) {
-            stored.append_header(name.clone(), value.clone()).expect("the field was valid before");
-        }
+    let is_kept = |name: &HeaderName| !NOT_STORED.contains(&name.as_str()) && !nominated.contains(name);
+    let kept = || header.headers.iter().filter(|(name, _)| is_kept(name));
+    let mut values = BytesMut::with_capacity(kept().map(|(_, value)| value.len()).sum());
+    kept().for_each(|(_, value)| values.extend_from_slice(value.as_bytes()));
+    let mut values = values.freeze();
+    // One more: an entry always has a Content-Length.
+    let mut stored =
+        ResponseHeader::build_no_case(header.status, Some(kept().count() + 1)).expect("the status was valid before");
+    for (name, value) in kept() {
+        let value = HeaderValue::from_maybe_shared(values.split_to(value.len())).expect("the value was valid before");
+        stored.append_header(name.clone(), value).expect("the field was valid before");
     }
     stored
 }

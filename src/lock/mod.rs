@@ -164,7 +164,7 @@ impl Arbiter {
         let now = self.tiers.now();
         let answers =
             lifetime.is_fresh(now) || (claim.claimant.stale_will_do && lifetime.is_usable_while_revalidating(now));
-        let is_news = self.tiers.memory.peek(&slot).is_none_or(|there| there.lifetime.created < entry.lifetime.created);
+        let is_news = self.tiers.memory.peek(&slot).is_none_or(|there| there.stored_at < entry.stored_at);
         if answers || is_news {
             self.tiers.promote(slot, entry);
         }
@@ -180,7 +180,7 @@ impl Arbiter {
         stale_will_do: bool,
     ) -> Below {
         let Some(region) = &self.tiers.region else { return Below::NOTHING };
-        let have = self.tiers.memory.peek(&slot).map_or(0, |there| packed::unix_ms(there.lifetime.created));
+        let have = self.tiers.memory.peek(&slot).map_or(0, |there| packed::unix_ms(there.stored_at));
         let ask = Ask {
             slot,
             token: Token::random(),
@@ -194,7 +194,7 @@ impl Arbiter {
                 found = Some(entry);
                 Judgement::Take
             }
-            Ok(entry) => Judgement::Younger { than_ms: packed::unix_ms(entry.lifetime.created) },
+            Ok(entry) => Judgement::Younger { than_ms: packed::unix_ms(entry.stored_at) },
             Err(packed::Unreadable) => Judgement::Younger { than_ms: ask.now_ms },
         };
         let began = Instant::now();

@@ -65,7 +65,7 @@ pub struct Ask {
     pub token: Token,
     /// The time by which freshness is judged, in unix milliseconds.
     pub now_ms: u64,
-    /// Entries created up to then are of no use: the seeker has one that young. Unix milliseconds; 0 when it has none.
+    /// Entries made up to then are of no use: the seeker has one that young. Unix milliseconds; 0 when it has none.
     pub have_ms: u64,
     /// An entry within its stale-while-revalidate window will do.
     pub stale_will_do: bool,
@@ -109,6 +109,7 @@ pub struct Packed {
     pub parts: Vec<Bytes>,
     /// What it belongs to: a purge of any of these after the lease's epoch keeps it out.
     pub scopes: Vec<Scope>,
+    /// When a node made it of an origin's answer. (Not by the answer's Age: that of a younger one can say that it is older.)
     pub created_ms: u64,
     pub fresh_until_ms: u64,
     /// The end of its stale-while-revalidate window; `fresh_until_ms` when there is none.

@@ -151,7 +151,7 @@ fn pack(entry: &Entry) -> Packed {
     Packed {
         parts: packed::pack(entry).to_vec(),
         scopes: entry.place.scopes().to_vec(),
-        created_ms: packed::unix_ms(lifetime.created),
+        created_ms: packed::unix_ms(entry.stored_at),
         fresh_until_ms: packed::unix_ms(lifetime.fresh_until),
         stale_until_ms: packed::unix_ms(stale_until),
         // A little longer than it can be served: it can still be validated.

@@ -153,7 +153,7 @@ async fn health_readiness_and_metrics_are_told() {
         "perigee_http_requests_total{cache=\"HIT\"} 1",
         "perigee_http_requests_total{cache=\"MISS\"} 1",
         "perigee_deployments 1",
-        "perigee_cache_memory_entries 1",
+        "perigee_cache_entries{tier=\"memory\"} 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }

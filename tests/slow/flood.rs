@@ -54,15 +54,15 @@ async fn urls_that_are_asked_once_neither_grow_the_process_nor_push_out_what_is_
     let mut client = Client::of(server.http);
     (0..3 * HOT).for_each(|n| drop(client.get(&format!("/hot/{}", n % HOT)).expect("answered")));
     let warm = rss_bytes(server.pid());
-    let stop = AtomicBool::new(false);
-    let (before, during, rss_max, took) = std::thread::scope(|scope| {
+    let (stop, next, rss_max) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (before, during, took) = std::thread::scope(|scope| {
         let hot = scope.spawn(|| ask_hot(&server, &stop));
         std::thread::sleep(Duration::from_secs(3));
         stop.store(true, Ordering::Relaxed);
         let before = hot.join().expect("no panic");
         stop.store(false, Ordering::Relaxed);
 
-        let (next, rss_max, began) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
+        let began = Instant::now();
         let hot = scope.spawn(|| ask_hot(&server, &stop));
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -87,8 +87,9 @@ async fn urls_that_are_asked_once_neither_grow_the_process_nor_push_out_what_is_
         });
         let took = began.elapsed();
         stop.store(true, Ordering::Relaxed);
-        (before, hot.join().expect("no panic"), rss_max.load(Ordering::Relaxed), took)
+        (before, hot.join().expect("no panic"), took)
     });
+    let rss_max = rss_max.into_inner();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = rss_bytes(server.pid());
     let metrics = server.admin("GET", "/metrics", b"").await.text();

@@ -333,7 +333,9 @@ impl World {
 
     pub fn log(&self, after: Epoch) -> Log {
         let state = self.state.lock();
-        Log { number: state.logs, read_at: Epoch::new(self.now_ms(), 0), purges: state.store.log(after) }
+        // Before all that the store will call a purge of this millisecond.
+        let read_at = Epoch(Epoch::new(self.now_ms(), 0).0 - 1);
+        Log { number: state.logs, read_at, purges: state.store.log(after) }
     }
 
     pub fn restart(&self) {
