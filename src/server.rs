@@ -35,8 +35,9 @@ const LOG_DEFAULT: &str = "info,pingora_proxy=error,pingora_core=warn";
 
 /// What a connection reads into: 64 KiB would be Pingora's choice, for every idle connection too.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
-/// Smaller writes are put together; larger ones go straight to the socket.
-const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// Smaller writes are put together; larger ones go straight to the socket. Small, as a body of announced length that arrives slowly waits
+/// here until it is filled.
+const WRITE_BUFFER_BYTES: usize = 1460;
 
 /// A purge by another process of this node is seen after this, without a region: one `stat` each time.
 const PURGES_LOOKED_FOR: Duration = Duration::from_millis(50);

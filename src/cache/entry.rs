@@ -12,8 +12,10 @@ use super::directives;
 use super::freshness::Lifetime;
 use super::purge::{Judged, Logs, Position, Scope};
 
-/// Bytes that an entry costs besides its fields and body: the `Arc`, the map slot, the header table.
-const OVERHEAD_BYTES: u64 = 512;
+/// Bytes that an entry costs besides its fields and body: the `Arc`, the map slots, what the allocator adds to each piece.
+const OVERHEAD_BYTES: u64 = 1024;
+/// And what each place in its table of fields costs, taken or not.
+const FIELD_BYTES: usize = 112;
 
 /// Fields that are not stored: they belong to one connection, or to one answer (RFC 9111 section 3.1), or are written anew for each.
 const NOT_STORED: [&str; 12] = [
@@ -161,8 +163,8 @@ impl Entry {
 
     /// What it costs to keep, in bytes.
     pub fn weight(&self) -> u64 {
-        let fields: usize =
-            self.header.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
+        let texts: usize = self.header.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let fields = texts + self.header.headers.capacity() * FIELD_BYTES;
         let tags: usize = self.place.tags.iter().map(|tag| tag.len() + 48).sum();
         (self.body.len() + fields + tags) as u64 + OVERHEAD_BYTES
     }

@@ -279,6 +279,15 @@ impl<L> Table<L> {
         self.len() == 0
     }
 
+    /// Whether somebody refreshes it behind the visitors' backs, or tried a moment ago: it may be served stale without more ado.
+    pub fn is_refreshed(&self, slot: &Slot, now: Instant) -> bool {
+        match self.shard(slot).lock().slots.get(slot) {
+            Some(State::Flying(flying)) => flying.background,
+            Some(State::Resting { until }) => now < *until,
+            _ => false,
+        }
+    }
+
     /// For `explain`: is anybody fetching this, and how many wait.
     pub fn waiting(&self, slot: &Slot) -> Option<usize> {
         match self.shard(slot).lock().slots.get(slot) {

@@ -59,6 +59,7 @@ use crate::cache::packed::{self, Unreadable};
 use crate::cache::purge::{Judged, Position, Scope};
 use crate::clock::Clock;
 use crate::conf::{Conf, NodeCache, Regional, RegionalMode};
+use crate::front::INDEX_SHARE;
 use crate::lock::claim::{self, Claim};
 use crate::lock::region::Holding;
 use crate::metrics::Metrics;
@@ -104,9 +105,17 @@ pub fn open(conf: &Conf, clock: Clock, runtime: &Handle, metrics: Arc<Metrics>) 
             (Some(redis), Some(membership))
         }
     };
-    let memory = Memory::new(conf.cache.memory, conf.threads);
+    let memory = Memory::new(memory_bytes(conf.cache.memory), conf.threads);
     let membership = Mutex::new(membership);
     Ok(Tiers { memory, node, region, purges, clock, filling: Mutex::default(), membership })
+}
+
+/// What the program itself takes of `cache.memory`: its code, its threads, a few hundred connections.
+const PROCESS_BYTES: u64 = 16 * 1_048_576;
+
+/// What is left for entries of all that the process may take: the program and the prepared heads of `front` count as well.
+fn memory_bytes(budget: u64) -> u64 {
+    budget - (budget / 4).min(PROCESS_BYTES) - budget / INDEX_SHARE
 }
 
 /// Begins to look for the store of the region, for as long as the process runs. Whether it is there is not waited for.

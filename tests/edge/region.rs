@@ -146,11 +146,12 @@ async fn stale_answers_at_three_nodes_cost_one_refresh() {
     region.settled("/a").await;
     for round in 1..=3 {
         region.advance(20);
-        region.origin.on("/a", Reply::cached("new", "s-maxage=10, stale-while-revalidate").after(150));
-        let began = Instant::now();
+        let gate = Gate::default();
+        region.origin.on("/a", Reply::cached("new", "s-maxage=10, stale-while-revalidate").held(&gate));
+        // All are answered before the origin is.
         let answers = region.burst(50, "/a").await;
-        assert!(began.elapsed() < Duration::from_millis(150), "nobody waited: {:?}", began.elapsed());
         assert!(answers.iter().all(|answer| answer.cache() == "STALE" && answer.status == 200), "{:?}", answers[0]);
+        gate.open();
         region.settled("/a").await;
         assert_eq!(region.origin.calls("/a"), 1 + round);
         for node in &region.nodes {
@@ -234,14 +235,18 @@ async fn a_cut_body_is_cut_for_all_and_stored_by_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_to_be_cached_is_known_to_all_nodes_at_once() {
     let region = Region::of(3).await;
-    region.origin.on("/a", Reply::ok("mine").field("cache-control", "private").after(200));
-    let began = Instant::now();
+    let gate = Gate::default();
+    let private = Reply::ok("mine").field("cache-control", "private");
+    region.origin.on("/a", private.clone().after(100));
     let answers = region.burst(20, "/a").await;
     assert!(answers.iter().all(|answer| answer.text() == "mine" && answer.cache() == "MISS"));
-    assert!(began.elapsed() < Duration::from_millis(200 * 4), "the nodes did not take turns: {:?}", began.elapsed());
-    let began = Instant::now();
-    region.burst(20, "/a").await;
-    assert!(began.elapsed() < Duration::from_millis(390), "nobody waits the second time: {:?}", began.elapsed());
+    let calls = region.origin.calls("/a");
+    region.origin.on("/a", private.held(&gate));
+    let all_at_once = async {
+        until("nobody waits for another one", || region.origin.calls("/a") == calls + 60).await;
+        gate.open();
+    };
+    tokio::join!(region.burst(20, "/a"), all_at_once);
     region.origin.on("/a", Reply::cached("for all", "s-maxage=60"));
     for node in &region.nodes {
         node.get(SHOP, "/a").await;
@@ -253,10 +258,8 @@ async fn what_is_not_to_be_cached_is_known_to_all_nodes_at_once() {
 async fn a_failure_is_shared_by_the_nodes() {
     let region = Region::of(3).await;
     region.origin.on("/a", Reply::cached("broken", "s-maxage=60").status(500).after(200));
-    let began = Instant::now();
     let answers = region.burst(20, "/a").await;
     assert!(answers.iter().all(|answer| answer.status == 500), "{:?}", answers[0]);
-    assert!(began.elapsed() < Duration::from_millis(600), "{:?}", began.elapsed());
     assert!(region.origin.calls("/a") <= 2, "{}", region.origin.calls("/a"));
     region.origin.on("/a", Reply::cached("whole", "s-maxage=60"));
     eventually("the origin gets another chance", async || {
@@ -396,7 +399,10 @@ async fn a_store_that_hangs_costs_hits_nothing_and_misses_little() {
         let answer = region.nodes[0].get(SHOP, &path).await;
         assert_eq!(answer.status, 200);
     }
-    assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+    // Twenty misses that each waited for a deadline would take two seconds; with the breaker, five of them do.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let state = region.nodes[0].edge.tiers.region.as_ref().expect("a region").state();
+    assert!(state.timeouts < 15, "{state:?}");
     region.redis.go_on();
     region.is_whole().await;
 }
@@ -423,6 +429,6 @@ async fn waiters_outlive_a_node_that_fetches_and_dies() {
     let answers = region.burst(20, "/a").await;
     let took = began.elapsed();
     assert!(answers.iter().all(|answer| (answer.status, answer.text().as_str()) == (200, "hello")));
-    assert!(took > Duration::from_millis(1_500) && took < Duration::from_millis(3_200), "{took:?}");
+    assert!(took > Duration::from_millis(1_500), "they waited for the one that is dead: {took:?}");
     assert_eq!(region.origin.calls("/a"), 1);
 }

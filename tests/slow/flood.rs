@@ -27,7 +27,8 @@ fn mb(bytes: u64) -> f64 {
 
 /// The hits among requests for the hot set, at a pace, until told to stop.
 fn ask_hot(server: &Server, stop: &AtomicBool) -> f64 {
-    let (mut client, mut pace, mut random) = (Client::of(server.http), Pace::per_second(HOT_PACE), fastrand::Rng::new());
+    let (mut client, mut pace, mut random) =
+        (Client::of(server.http), Pace::per_second(HOT_PACE), fastrand::Rng::new());
     let (mut asked, mut hits) = (0_u32, 0_u32);
     while !stop.load(Ordering::Relaxed) {
         pace.keep();

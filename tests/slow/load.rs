@@ -207,6 +207,7 @@ pub struct Times {
 pub fn times(all: impl IntoIterator<Item = Duration>) -> Times {
     let mut all: Vec<Duration> = all.into_iter().collect();
     all.sort_unstable();
-    let at = |part: usize| all.get((all.len() * part / 100).min(all.len().saturating_sub(1))).copied().unwrap_or_default();
+    let at =
+        |part: usize| all.get((all.len() * part / 100).min(all.len().saturating_sub(1))).copied().unwrap_or_default();
     Times { p50: at(50), p99: at(99), max: at(100), count: all.len() }
 }

@@ -8,9 +8,14 @@ mod edge;
 #[allow(dead_code)]
 #[path = "../process/support.rs"]
 mod process;
+#[allow(dead_code)]
+#[path = "../regional/server.rs"]
+mod redis_server;
 
 mod load;
+mod nodes;
 
 mod flood;
 mod node;
 mod purge_log;
+mod region;

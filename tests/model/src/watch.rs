@@ -79,35 +79,6 @@ impl Watch {
 
     pub fn applied(&mut self, node: usize, op: &Op, reply: &Reply, now: u64) {
         self.count.operations += 1;
-        if now % 1700000000000 > 12000 {
-            match (op, reply) {
-                (Op::Seek(a), Reply::Sought(Sought::Won { lease, .. })) => eprintln!(
-                    "{} won n{node} {:?} {:?} epoch {:?}",
-                    now % 1700000000000,
-                    a.slot[7],
-                    a.token.0[0],
-                    lease.epoch
-                ),
-                (Op::Seek(a), Reply::Sought(Sought::Entry(e))) => {
-                    eprintln!("{} entry n{node} {:?} {:?}", now % 1700000000000, a.slot[7], Page::read(e).rendering)
-                }
-                (Op::Commit(l, p), r) => eprintln!(
-                    "{} commit n{node} {} rendering {} {:?}",
-                    now % 1700000000000,
-                    l.slot[7],
-                    Page::read(&p.parts[0]).rendering,
-                    r
-                ),
-                (Op::Push(l, p), r) => {
-                    eprintln!("{} push n{node} {} {} {:?}", now % 1700000000000, l.slot[7], l.token.0[0], (p.end, r))
-                }
-                (Op::Pull { slot, token, .. }, r) => {
-                    eprintln!("{} pull n{node} {} {} ", now % 1700000000000, slot[7], token.0[0])
-                }
-                (Op::Purge { scopes, .. }, r) => eprintln!("{} purge {:?} {:?}", now % 1700000000000, scopes, r),
-                _ => {}
-            }
-        }
         match (op, reply) {
             (Op::Seek(ask), Reply::Sought(Sought::Won { lease, .. })) => {
                 self.count.won += 1;
@@ -159,7 +130,6 @@ impl Watch {
 
     /// The store lost everything.
     pub fn restarted(&mut self) {
-        eprintln!("RESTART");
         self.holders.clear();
         self.stored.clear();
     }
@@ -167,9 +137,6 @@ impl Watch {
     /// A node asks the origin. The number of the rendering.
     pub fn called(&mut self, node: usize, slot: &Slot, now: u64) -> u64 {
         self.count.calls += 1;
-        if now % 1700000000000 > 12000 {
-            eprintln!("{} n{node} calls {}", now % 1700000000000, slot[7]);
-        }
         let calls = self.calls.entry(*slot).or_default();
         calls.open += 1;
         calls.lately.retain(|at| at + 1_000 > now);
@@ -197,7 +164,6 @@ impl Watch {
     /// A visitor got a page as a fresh one, from a node that has read the log up to there.
     pub fn served_fresh(&mut self, node: usize, page: &Page, read: Epoch, now: u64) {
         if self.was_purged_after(page, read) {
-            eprintln!("{} served n{node} read {:?} rendering {}", now % 1700000000000, read, page.rendering);
             self.violated(now, format!("node {node} served as fresh what it knows to be purged: {page:?}"));
         }
     }

@@ -10,6 +10,8 @@
 extern crate self as parking_lot;
 extern crate self as pingora_cache;
 
+// Not all that it offers is asked for here.
+#[allow(dead_code)]
 #[path = "../../../src/lock/node.rs"]
 mod node;
 

@@ -117,6 +117,22 @@ fn a_slow_and_lossy_network_breaks_no_rule() {
     check("storm", Plan { network: storm(), ..Plan::default() });
 }
 
+/// One answer in 500 comes after its deadline, as when the store forks for a snapshot. A waiter looks a dozen times while a response of two
+/// seconds is rendered, and with the first look that fails it goes to the origin by itself.
+#[test]
+#[ignore = "fails until lock::region forgives a look that fails while another node has the lock"]
+fn a_late_answer_lets_no_herd_out() {
+    let network = Weather { late: 0.002, late_ms: 101..=200, ..Plan::default().network };
+    let lifetime = |_| (20_000, 0);
+    let origin = Origin { time_ms: 2_000..=2_500, lifetime, streamed: 0.0, ..Plan::default().origin };
+    let length = Duration::from_secs(5);
+    let plan =
+        Plan { nodes: 20..=20, slots: 1, visitors_per_second: 100.0, length, network, origin, ..Plan::default() };
+    let counts = check("late answers", plan);
+    let calls: u64 = counts.iter().map(|count| count.calls).sum();
+    assert!(calls <= 2 * counts.len() as u64, "{calls} calls for {} responses", counts.len());
+}
+
 #[test]
 fn nodes_that_are_cut_off_are_regions_of_their_own() {
     check("cuts", Plan { troubles: Troubles { cuts: 0.5, ..Troubles::default() }, ..Plan::default() });

@@ -16,14 +16,14 @@ const NODES: usize = 50;
 const URLS: u64 = 100_000;
 /// Of Zipf's law: what is seen on the web is between 0.7 and 1.
 const EXPONENT: f64 = 0.9;
-const LENGTH: Duration = Duration::from_secs(30);
+const LENGTH: Duration = Duration::from_secs(20);
 const VISITORS_PER_SECOND: f64 = 3_000.0;
 
 fn main() {
     let began = Instant::now();
     println!(
-        "{REGIONS} regions of {NODES} nodes, {URLS} URLs (Zipf {EXPONENT}), {LENGTH:?} of virtual time, {VISITORS_PER_SECOND} visitors a second and region, origins take 50 to 500 ms, \
-         lifetimes 5 to 300 s, half of them with stale-while-revalidate"
+        "{REGIONS} regions of {NODES} nodes, {URLS} URLs (Zipf {EXPONENT}), {LENGTH:?} of virtual time, {VISITORS_PER_SECOND} visitors a second and \
+         region, origins take 50 to 500 ms, lifetimes 5 to 300 s, half of them with stale-while-revalidate"
     );
     println!(
         "| collapsing | visitors | origin calls | of the ideal | p50 wait | p99 wait | collapsed visitors | operations |"
