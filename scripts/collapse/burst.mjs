@@ -107,7 +107,7 @@ const ascending = (values) => values.sort((a, b) => a - b);
  * leaver: one more client, that asks first (`ahead` ms before the others) and goes away `stays` ms after its request.
  * limit: after so many ms, those who have no answer yet leave.
  */
-export async function burst({ ports, path, count, leaver = null, limit = 20_000 }) {
+export async function burst({ ports, path, count, leaver = null, limit = 15_000 }) {
   const clients = Array.from({ length: count }, (_, i) => new Client(ports[i % ports.length]));
   const first = leaver && new Client(ports[0]);
   const all = first ? [first, ...clients] : clients;
@@ -127,7 +127,7 @@ export async function burst({ ports, path, count, leaver = null, limit = 20_000 
   await Promise.all(clients.map((client) => client.over));
   clearTimeout(timer);
   all.forEach((client) => client.socket.destroy());
-  return tell(clients);
+  return { ...tell(clients), writing: clients.at(-1).wroteAt - clients[0].wroteAt };
 }
 
 function tell(clients) {

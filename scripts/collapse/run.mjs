@@ -1,7 +1,7 @@
 // Plays all scenarios at all servers, in turn, and prints what the clients saw. Called by scripts/collapse.sh, which starts the servers:
 //
 //   node --expose-gc run.mjs ORIGIN_PORT NAME=PORT[,PORT...] ...
-//   ROUNDS: medians of so many. ONLY=cold,stale: these scenarios alone (and no targets). VERBOSE=1: also each node of a region.
+//   ROUNDS: medians of so many. ONLY=cold,stale: these scenarios alone (and no targets). VERBOSE=1: also each node of a region, and how long the clients wrote.
 
 import http from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -70,7 +70,7 @@ async function play(id, scenario, order) {
   const players = [];
   for (const server of scenario.direct ? [direct, ...order] : order) {
     await isWell(server);
-    players.push({ server, path: newPath(scenario.kind), before: 0 });
+    players.push({ server, path: newPath(server === direct ? scenario.direct : scenario.kind), before: 0 });
   }
   if (scenario.primed) {
     for (const player of players) {
@@ -79,15 +79,15 @@ async function play(id, scenario, order) {
     }
     await sleep(STALE_AFTER_MS);
   }
-  const background = scenario.primed;
   for (const [at, asked] of scenario.bursts.entries()) {
     const rows = [];
     for (const { server, path } of players) {
       await sleep(PAUSE_MS);
-      rows.push(await burst({ ...asked, ports: server.ports, path, count: scenario.count }));
+      rows.push(server === direct && at > 0 && !asked.own ? null : await burst({ ...asked, ports: server.ports, path, count: scenario.count }));
     }
-    if (background) await sleep(BETWEEN_BURSTS_MS);
+    if (scenario.primed) await sleep(BETWEEN_BURSTS_MS);
     for (const [i, player] of players.entries()) {
+      if (!rows[i]) continue;
       const calls = await originCalls(player.path);
       note(id, at, player.server, { ...rows[i], originCalls: calls - player.before, own: asked.own ?? null });
       player.before = calls;
@@ -128,7 +128,7 @@ function summed(scenario, at, server) {
   }
   return {
     p50: of('p50'), p99: of('p99'), max: of('max'), firstP50: of('firstP50'), firstP99: of('firstP99'),
-    own: rows[0].own, originCalls: Math.max(...rows.map((row) => row.originCalls)),
+    own: rows[0].own, writing: of('writing'), originCalls: Math.max(...rows.map((row) => row.originCalls)),
     answers, calls: [...new Set(rows.flatMap((row) => row.calls))], ports: rows.at(-1).ports,
   };
 }
@@ -156,9 +156,9 @@ function print() {
         const ratio = row.own ? (row.p99 / row.own).toFixed(2) : '-';
         const first = scenario.kind === 'slow' ? whole(row.firstP50) : '-';
         console.log(columns([label, server.name, row.originCalls, whole(row.p50), whole(row.p99), whole(row.max), first, ratio, answers]));
-        if (process.env.VERBOSE && server.ports.length > 1) {
+        if (process.env.VERBOSE) {
           const nodes = Object.values(row.ports).map(({ p50, p99 }) => `${whole(p50)}/${whole(p99)}`);
-          console.log(`${''.padEnd(50)}p50/p99 of its nodes: ${nodes.join(', ')}`);
+          console.log(`${''.padEnd(50)}requests written within ${whole(row.writing)} ms; p50/p99 of each node: ${nodes.join(', ')}`);
         }
         label = '';
       }

@@ -12,20 +12,20 @@ const AHEAD_MS = 100;
 /**
  * kind     what the origin does (`origin.mjs`)
  * primed   asked for once at each node, and then left to become stale
- * direct   also played against the origin itself: what the clients and the origin cost without anything between them
+ * direct   also played against the origin itself, with this kind: what the clients and the origin cost without anything between them
  * bursts   label; own: from the request to the origin's last byte, for a client that waits for it; leaver, limit: see `burst.mjs`
  */
 export const SCENARIOS = {
   cold: {
-    kind: 'cold', count: 1000, direct: true,
+    kind: 'cold', count: 1000, direct: 'cold',
     bursts: [{ label: 'cold key', own: ORIGIN_MS }, { label: 'cold key, second burst' }],
   },
   private: {
-    kind: 'private', count: 1000, direct: true,
+    kind: 'private', count: 1000, direct: 'private',
     bursts: [{ label: 'uncacheable (private)', own: ORIGIN_MS }, { label: 'uncacheable, second burst', own: ORIGIN_MS }],
   },
   stale: {
-    kind: 'stale', count: 1000, primed: true,
+    kind: 'stale', count: 1000, primed: true, direct: 'warm',
     bursts: [{ label: 'stale-while-revalidate' }],
   },
   stale500: {
@@ -37,7 +37,7 @@ export const SCENARIOS = {
     bursts: [{ label: 'stale, refresh is reset' }, { label: 'the same, second burst' }],
   },
   slow: {
-    kind: 'slow', count: 200, direct: true,
+    kind: 'slow', count: 200, direct: 'slow',
     bursts: [{ label: 'slow body', own: SLOW_BODY_MS }],
   },
   e500: {

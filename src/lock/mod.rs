@@ -40,6 +40,7 @@ use self::region::{Ask, Collapsed, Cut, Following, Judgement, Token, Word};
 use self::uncacheable::Uncacheable;
 use crate::cache::entry::{Entry, Source};
 use crate::cache::packed::{self, Head};
+use crate::cache::purge::Judged;
 use crate::error::Code;
 use crate::metrics::{Kind, Level, Metrics};
 use crate::storage::fill::Fill;
@@ -257,6 +258,10 @@ impl Arbiter {
         }
         // The purges of this node are not known there: those up to now do not concern it.
         place.began.node = self.tiers.position().node;
+        // It was purged since its holder began: nobody here could use it, and looking for it again and again would be all that comes of it.
+        if place.judge(&self.tiers.purges.logs) != Judged::Valid {
+            return false;
+        }
         let mut filling = self.tiers.begin(slot, Fill::new(header, lifetime, place), Source::Neighbour);
         tokio::spawn(async move {
             loop {

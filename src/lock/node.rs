@@ -61,6 +61,8 @@ pub struct Table<L> {
 
 struct Shard<L> {
     slots: HashMap<Slot, State<L>>,
+    /// How many ask the origin by themselves, by key and not by flight: they may outlive the one that they waited for. And since when.
+    alone: HashMap<Slot, (usize, Instant)>,
     flights: u64,
 }
 
@@ -88,7 +90,6 @@ struct Flying {
     waiting: HashMap<u64, Wakeup>,
     waiters_ever: u64,
     followers: usize,
-    alone: usize,
 }
 
 /// What one who asked for the lock is told.
@@ -122,7 +123,7 @@ pub struct Asker {
 
 impl<L> Table<L> {
     pub fn new(timeout: Duration) -> Table<L> {
-        let shard = || Mutex::new(Shard { slots: HashMap::new(), flights: 0 });
+        let shard = || Mutex::new(Shard { slots: HashMap::new(), alone: HashMap::new(), flights: 0 });
         Table { shards: (0..SHARDS).map(|_| shard()).collect(), timeout }
     }
 
@@ -142,7 +143,14 @@ impl<L> Table<L> {
 
     fn tell(&self, shard: &mut Shard<L>, slot: &Slot, asker: Asker, stale_writer: bool, now: Instant) -> Told<L> {
         match shard.slots.get_mut(slot) {
-            Some(State::Flying(flying)) => self.join(flying, asker, stale_writer, now),
+            Some(State::Flying(flying)) => {
+                let alone = shard.alone.entry(*slot).or_insert((0, now));
+                let told = self.join(flying, &mut alone.0, asker, stale_writer, now);
+                if alone.0 == 0 {
+                    shard.alone.remove(slot);
+                }
+                told
+            }
             Some(State::Failed { .. } | State::Resting { .. }) if asker.may_serve_stale => {
                 Told::Refreshing { read: nothing_to_wait_for() }
             }
@@ -168,7 +176,7 @@ impl<L> Table<L> {
         }
     }
 
-    fn join(&self, flying: &mut Flying, asker: Asker, stale_writer: bool, now: Instant) -> Told<L> {
+    fn join(&self, flying: &mut Flying, alone: &mut usize, asker: Asker, stale_writer: bool, now: Instant) -> Told<L> {
         if asker.may_serve_stale {
             return Told::Refreshing { read: nothing_to_wait_for() };
         }
@@ -182,8 +190,8 @@ impl<L> Table<L> {
             let (read, waiter) = flying.wait(self.timeout - waited);
             return Told::Wait { read, waiter };
         }
-        if flying.alone < ALONE_MAX {
-            flying.alone += 1;
+        if *alone < ALONE_MAX {
+            *alone += 1;
             let mut extensions = Extensions::new();
             extensions.insert(Alone);
             return Told::Alone { permit: WritePermit::new(FLIGHT_AGE_MAX, stale_writer, extensions).0 };
@@ -248,8 +256,13 @@ impl<L> Table<L> {
     /// One who went alone is back; with a stored answer all others may look again.
     pub fn alone_is_back(&self, slot: &Slot, stored: bool) -> Vec<Wakeup> {
         let mut shard = self.shard(slot).lock();
+        if let Some((alone, _)) = shard.alone.get_mut(slot) {
+            *alone = alone.saturating_sub(1);
+            if *alone == 0 {
+                shard.alone.remove(slot);
+            }
+        }
         let Some(State::Flying(flying)) = shard.slots.get_mut(slot) else { return Vec::new() };
-        flying.alone = flying.alone.saturating_sub(1);
         if stored { flying.waiting.drain().map(|(_, wakeup)| wakeup).collect() } else { Vec::new() }
     }
 
@@ -264,6 +277,8 @@ impl<L> Table<L> {
                     .filter(|(_, state)| state.is_over(now, self.timeout))
                     .map(|(slot, _)| *slot)
                     .collect();
+                // One that died in a way that ran no code.
+                shard.alone.retain(|_, (_, since)| now.saturating_duration_since(*since) < FLIGHT_AGE_MAX);
                 over.iter().filter_map(|slot| shard.slots.remove(slot)).collect()
             };
             // Those who wait look again, and a lock of the region goes back.
@@ -374,7 +389,6 @@ impl<L> Shard<L> {
             waiting: HashMap::new(),
             waiters_ever: 0,
             followers: 0,
-            alone: 0,
         };
         self.slots.insert(slot, State::Flying(flying));
         match self.slots.get_mut(&slot) {

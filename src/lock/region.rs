@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, interval_at, timeout_at};
 
 use crate::cache::purge::{Epoch, Scope};
 use crate::storage::memory::Slot;
@@ -37,7 +37,7 @@ use crate::storage::memory::Slot;
 /// How long a lock outlives the last sign of its holder. Less than the 3 s that a waiter waits, so that after a crash one of the
 /// waiters takes over and the others stay collapsed.
 pub const LEASE: Duration = Duration::from_millis(2_000);
-/// How often a holder renews: three may be lost.
+/// How often a holder renews: two may be lost, and the third be late.
 pub const RENEWAL: Duration = Duration::from_millis(500);
 /// When a waiter looks again that no message reached; the last one repeats.
 const PAUSES: [Duration; 4] =
@@ -170,7 +170,8 @@ pub trait Region: Send + Sync + 'static {
     /// Parts of the response that the holder of `token` is fetching, from number `from` on.
     fn pull(&self, slot: &Slot, token: &Token, from: usize) -> impl Future<Output = Result<Parts, Unavailable>> + Send;
 
-    /// Ends at the next message about the slot, which may be lost.
+    /// Ends at the next message about the slot, which may be lost. Counts from the call on, not from the first poll: who calls asks the
+    /// region in between. (So an `async fn` cannot be it.)
     fn message(&self, slot: &Slot) -> impl Future<Output = ()> + Send;
 }
 
@@ -212,12 +213,18 @@ pub async fn collapse<R: Region>(
     let alone = |timed_out| Collapsed::Lead { lease: None, stale: None, timed_out };
     let mut pauses = PAUSES.iter().copied().chain(std::iter::repeat(PAUSES[PAUSES.len() - 1]));
     let (mut waited, mut rejected) = (false, 0);
+    // Until then the lock is somebody else's, as far as is known.
+    let mut held_until = Instant::now();
     loop {
         // Registered before the region is asked, or a message in between would be lost.
         let message = region.message(&ask.slot);
         tokio::pin!(message);
         let left = match region.seek(&ask).await {
-            Err(Unavailable) => return alone(false),
+            // One look that failed must not send all nodes to the origin: the lock is held for as long as it was when seen last.
+            Err(Unavailable) => match held_until.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return alone(false),
+                left => left,
+            },
             Ok(Sought::Word(word, holds)) => return Collapsed::Word(word, holds),
             Ok(Sought::Won { lease, stale }) => {
                 let lease = Some(Holding::new(region.clone(), lease));
@@ -233,7 +240,10 @@ pub async fn collapse<R: Region>(
                 Judgement::Younger { .. } => return alone(false),
             },
             Ok(Sought::Held { arriving: Some(token), .. }) => return Collapsed::Arriving(token),
-            Ok(Sought::Held { left, arriving: None }) => left,
+            Ok(Sought::Held { left, arriving: None }) => {
+                held_until = Instant::now() + left;
+                left
+            }
         };
         waited = true;
         let now = Instant::now();
@@ -303,8 +313,9 @@ impl<R: Region> Holding<R> {
         let renewal = tokio::spawn({
             let region = region.clone();
             async move {
+                let mut ticks = interval_at(Instant::now() + RENEWAL, RENEWAL);
                 loop {
-                    sleep(RENEWAL).await;
+                    ticks.tick().await;
                     // Lost for good when somebody else has it; a store that does not answer may answer the next time.
                     if region.renew(&lease).await == Ok(false) {
                         return;
@@ -333,9 +344,10 @@ impl<R: Region> Holding<R> {
         let _ = self.region.release(&self.lease, word).await;
     }
 
-    /// Shows parts of the response to the nodes that wait for it. False: there is no use in going on.
-    pub async fn push(&self, parts: &Parts) -> bool {
-        self.region.push(&self.lease, parts).await == Ok(true)
+    /// Shows parts of the response to the nodes that wait for it. False: the lock is lost. After an error no more may be shown: it is not
+    /// known whether these arrived, and a response without them would look whole.
+    pub async fn push(&self, parts: &Parts) -> Result<bool, Unavailable> {
+        self.region.push(&self.lease, parts).await
     }
 }
 

@@ -6,7 +6,8 @@
 //!      │ slower, or larger than SHOW_BYTES                     ▲ lost or purged: it leaves this node as well
 //!      ▼                                                       │
 //!   showing, part by part as they come ── whole ───────────────┘
-//!      └ cut ──▶ the parts end as cut
+//!      ├ cut ──▶ the parts end as cut
+//!      └ the region does not answer ──▶ nothing more is shown, and it is committed when it is whole
 //! ```
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::memory::Slot;
 use super::{Filling, RegionalLease, Tiers};
 use crate::cache::entry::Entry;
 use crate::cache::packed;
-use crate::lock::region::{Committed, Packed, Parts, PartsEnd, Word};
+use crate::lock::region::{Committed, Packed, Parts, PartsEnd, Unavailable, Word};
 
 /// Most responses are whole by then, and are sent once.
 const SHOW_AFTER: Duration = Duration::from_millis(20);
@@ -54,22 +55,21 @@ async fn read_along(
     entry: oneshot::Receiver<Option<Arc<Entry>>>,
     lease: RegionalLease,
 ) -> Option<(Arc<Entry>, RegionalLease)> {
-    let mut shown = Shown { lease: &lease, begun: false, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
+    let mut shown =
+        Shown { lease: &lease, state: Showing::NotYet, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
     let show_at = Instant::now() + SHOW_AFTER;
     let end = loop {
-        let read = if shown.begun {
-            reader.read().await
-        } else {
+        let read = if shown.state == Showing::NotYet {
             match timeout_at(show_at, reader.read()).await {
                 Ok(read) => read,
                 Err(_) => {
                     shown.begin(fill);
-                    if !shown.send(PartsEnd::Open).await {
-                        return None;
-                    }
+                    shown.send(PartsEnd::Open).await.ok()?;
                     continue;
                 }
             }
+        } else {
+            reader.read().await
         };
         match read {
             Ok(Some(chunk)) => shown.take(chunk),
@@ -85,13 +85,9 @@ async fn read_along(
         {
             shown.take(chunk);
         }
-        if shown.begun && !shown.send(PartsEnd::Open).await {
-            return None;
-        }
+        shown.send(PartsEnd::Open).await.ok()?;
     };
-    if shown.begun && !shown.send(end).await {
-        return None;
-    }
+    shown.send(end).await.ok()?;
     match (end, entry.await) {
         (PartsEnd::Whole, Ok(Some(entry))) => return Some((entry, lease)),
         // It outgrew an entry, or was purged on its way.
@@ -104,30 +100,52 @@ async fn read_along(
 /// What the other nodes were shown so far.
 struct Shown<'a> {
     lease: &'a RegionalLease,
-    begun: bool,
+    state: Showing,
     unsent: Vec<Bytes>,
     unsent_bytes: usize,
     bytes_total: u64,
 }
 
+#[derive(PartialEq, Eq)]
+enum Showing {
+    NotYet,
+    Begun,
+    /// The region did not answer.
+    Over,
+}
+
+/// The lock of the region is lost.
+struct Lost;
+
 impl Shown<'_> {
     /// The first part is the head.
     fn begin(&mut self, fill: &Fill) {
-        self.begun = true;
+        self.state = Showing::Begun;
         let head = packed::pack_head(&fill.header, &fill.lifetime, &fill.place, fill.lifetime.created);
         self.unsent.insert(0, head);
     }
 
     fn take(&mut self, chunk: Bytes) {
-        self.unsent_bytes += chunk.len();
         self.bytes_total += chunk.len() as u64;
-        self.unsent.push(chunk);
+        if self.state != Showing::Over {
+            self.unsent_bytes += chunk.len();
+            self.unsent.push(chunk);
+        }
     }
 
-    /// False: the lock is lost, or the region.
-    async fn send(&mut self, end: PartsEnd) -> bool {
+    async fn send(&mut self, end: PartsEnd) -> Result<(), Lost> {
+        if self.state != Showing::Begun {
+            return Ok(());
+        }
         self.unsent_bytes = 0;
-        self.lease.push(&Parts { parts: std::mem::take(&mut self.unsent), end }).await
+        match self.lease.push(&Parts { parts: std::mem::take(&mut self.unsent), end }).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Lost),
+            Err(Unavailable) => {
+                self.state = Showing::Over;
+                Ok(())
+            }
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod redis_server;
 mod load;
 mod nodes;
 
+mod faults;
 mod flood;
 mod node;
 mod purge_log;

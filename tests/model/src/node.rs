@@ -465,7 +465,7 @@ impl Node {
         let page = Page { slot, created_ms, fresh_until_ms, stale_until_ms, began, rendering: call.rendering };
         let mut shown = lease.filter(|_| chance(origin.streamed));
         if let Some(lease) = shown
-            && !lease.push(&Parts { parts: vec![page.head()], end: PartsEnd::Open }).await
+            && lease.push(&Parts { parts: vec![page.head()], end: PartsEnd::Open }).await != Ok(true)
         {
             // What came later would be taken for what comes first.
             shown = None;
@@ -473,7 +473,8 @@ impl Node {
         sleep(time / 2).await;
         self.link.moves().await;
         if let Some(lease) = shown {
-            lease.push(&Parts { parts: vec!["body".into()], end: PartsEnd::Whole }).await;
+            // Not arrived: those who read along will see it as cut.
+            let _ = lease.push(&Parts { parts: vec!["body".into()], end: PartsEnd::Whole }).await;
         }
         Fetched::Page(page)
     }

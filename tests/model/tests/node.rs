@@ -427,7 +427,6 @@ fn nobody_waits_for_ever_when_time_flies() {
 /// The table counts them by flight: when a flight lands while those of it who went alone are still out, the next one lets ten more go,
 /// and those who come back are taken off its count.
 #[test]
-#[ignore = "fails until lock::node counts them by key"]
 fn no_more_go_alone_than_may() {
     explore(30, 400, 200);
 }

@@ -120,7 +120,6 @@ fn a_slow_and_lossy_network_breaks_no_rule() {
 /// One answer in 500 comes after its deadline, as when the store forks for a snapshot. A waiter looks a dozen times while a response of two
 /// seconds is rendered, and with the first look that fails it goes to the origin by itself.
 #[test]
-#[ignore = "fails until lock::region forgives a look that fails while another node has the lock"]
 fn a_late_answer_lets_no_herd_out() {
     let network = Weather { late: 0.002, late_ms: 101..=200, ..Plan::default().network };
     let lifetime = |_| (20_000, 0);
