@@ -86,5 +86,6 @@ for server in $SERVERS; do
 	*) echo "unknown server: $server" >&2; exit 2 ;;
 	esac
 done
-echo "$(nginx -v 2>&1); $(varnishd -V 2>&1 | sed -n '1s/.*(\([^ ]*\).*/\1/p'); $(redis-server --version | sed 's/ sha=.*//'); origin 500 ms; times in ms, medians of $ROUNDS; ratio: p99 to what the origin takes"
+echo "$(nginx -v 2>&1); $(varnishd -V 2>&1 | sed -n '1s/.*(\([^ ]*\).*/\1/p'); $(redis-server --version | sed 's/ sha=.*//'); origin 500 ms; load $(cut -d' ' -f1 /proc/loadavg) on $(nproc) cores"
+echo "Times in ms, from each client's request on, medians of $ROUNDS rounds; first: the first byte of the body; ratio: p99 to what the origin takes."
 node --expose-gc scripts/collapse/run.mjs "$origin" "${arguments[@]}"

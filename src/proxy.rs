@@ -167,12 +167,6 @@ impl ProxyHttp for Proxy {
 
     async fn proxy_upstream_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         exchange.stored = None;
-        if let Some(claim) = &exchange.claim
-            && claim.waited()
-            && let Some(waited) = session.cache.lock_duration()
-        {
-            self.0.metrics.lock_waited(Level::Node, waited);
-        }
         if exchange.background && !self.refreshes(session, exchange).await? {
             return Ok(false);
         }
@@ -400,6 +394,11 @@ impl ProxyHttp for Proxy {
             metrics.request(exchange.outcome.map(|outcome| outcome.state));
             if let Some(tier) = exchange.outcome.and_then(|outcome| outcome.tier) {
                 metrics.hit(tier);
+            }
+            if exchange.claim.as_ref().is_some_and(|claim| claim.waited())
+                && let Some(waited) = session.cache.lock_duration()
+            {
+                metrics.lock_waited(Level::Node, waited);
             }
             metrics.request_seconds.observe(now.saturating_duration_since(exchange.began).as_secs_f64());
             metrics.body_bytes.inc_by(session.as_downstream().body_bytes_sent() as u64);

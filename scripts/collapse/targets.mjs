@@ -15,18 +15,20 @@ const GIVES_UP_MS = 6_000;
 const ALONE_MAX = 10;
 
 /**
- * of(scenario, burst) -> the medians of Perigee, direct(scenario, burst) -> those without a server between.
- * Judged with the direct run beside it where the figure is mostly that of the clients and the origin.
+ * of(scenario, burst) -> what was seen of Perigee, direct(scenario, burst) -> of the origin itself, by the same crowd in the same run.
+ * The origin's own time is what it says or, on a machine that is busy, what direct clients saw of it: a server in between cannot be
+ * faster than that.
  */
 export function judge({ of, direct, hang, nodes }) {
   const lines = [];
   const line = (isMet, text) => lines.push(`${isMet ? 'ok    ' : 'missed'}  ${text}`);
+  const own = (scenario, at) => Math.max(ORIGIN_MS, direct(scenario, at).p99);
 
   const cold = of('cold', 0);
   line(
-    cold.originCalls === 1 && cold.p99 <= 1.03 * ORIGIN_MS && onlyAnswers(cold, /^200$/),
-    `cold key: 1 call, p99 at most 1.03 of the origin's ${ORIGIN_MS} ms: ${cold.originCalls}, ${ms(cold.p99)} = ${ratio(cold.p99, ORIGIN_MS)}`
-      + ` (${ratio(cold.p99, direct('cold', 0).p99)} of direct)`,
+    cold.originCalls === 1 && cold.p99 <= 1.03 * own('cold', 0) && onlyAnswers(cold, /^200$/),
+    `cold key: 1 call, p99 at most 1.03 of the origin's own: ${cold.originCalls}, ${ms(cold.p99)}, ${ratio(cold.p99, own('cold', 0))} of direct's`
+      + ` ${ms(direct('cold', 0).p99)}, ${ratio(cold.p99, ORIGIN_MS)} of ${ORIGIN_MS} ms`,
   );
   const hit = of('cold', 1);
   line(hit.originCalls === 0 && onlyAnswers(hit, /^200$/), `second burst: no call: ${hit.originCalls}, p99 ${ms(hit.p99)}`);
@@ -37,28 +39,30 @@ export function judge({ of, direct, hang, nodes }) {
     `slow body: 1 call, first byte within 50 ms of its arrival at ${SLOW_BODY.headersAt} ms: ${slow.originCalls}, p50 ${ms(slow.firstP50)}, p99 ${ms(slow.firstP99)}`,
   );
 
-  // The origin's share of 1,000 calls at once is in the direct run; what is Perigee's is the difference.
   const [first, second] = [of('private', 0), of('private', 1)];
+  const [firstMax, secondMax] = [1.05 * (ORIGIN_MS + own('private', 0)), 1.06 * own('private', 1)];
   line(
-    first.p99 <= 2.1 * ORIGIN_MS && onlyAnswers(first, /^200$/),
-    `uncacheable: all released at the first header, p99 at most ${ms(2.1 * ORIGIN_MS)}: ${ms(first.p99)} (direct and ${ORIGIN_MS}: ${ms(ORIGIN_MS + direct('private', 0).p99)})`,
+    first.p99 <= firstMax && onlyAnswers(first, /^200$/),
+    `uncacheable: all released at the first header, p99 at most ${ms(firstMax)} (1.05 of the origin's own and ${ORIGIN_MS} ms): ${ms(first.p99)}`,
   );
   line(
-    second.p99 <= 1.06 * ORIGIN_MS && onlyAnswers(second, /^200$/),
-    `uncacheable, known: p99 at most ${ms(1.06 * ORIGIN_MS)}: ${ms(second.p99)} (direct: ${ms(direct('private', 1).p99)})`,
+    second.p99 <= secondMax && onlyAnswers(second, /^200$/),
+    `uncacheable, known: p99 at most ${ms(secondMax)} (1.06 of the origin's own): ${ms(second.p99)}`,
   );
 
   const stale = of('stale', 0);
+  const staleMax = Math.max(25, direct('stale', 0).p99);
   line(
-    stale.originCalls === 1 && stale.p99 <= 25 && onlyAnswers(stale, /^200$/),
-    `stale: 1 call, p99 at most 25 ms: ${stale.originCalls}, ${ms(stale.p99)} (direct, an origin that answers at once: ${ms(direct('stale', 0).p99)})`,
+    stale.originCalls === 1 && stale.p99 <= staleMax && onlyAnswers(stale, /^200$/),
+    `stale: 1 call, p99 at most 25 ms, or what an origin takes that answers at once (${ms(direct('stale', 0).p99)}): ${stale.originCalls}, ${ms(stale.p99)}`,
   );
 
+  // Two: a connection that is reset may have been an old one, and is tried again on a new one.
   for (const [name, what] of [['stale500', '500'], ['stalereset', 'reset']]) {
     const bursts = [of(name, 0), of(name, 1)];
     line(
-      bursts.every((row) => onlyAnswers(row, /^200$/) && row.calls.every((call) => call === '1') && row.originCalls <= 1),
-      `failing refresh (${what}): the entry stays, at most 1 call a burst: ${bursts.map((row) => `${row.originCalls} (${told(row)})`).join('; ')}`,
+      bursts.every((row) => onlyAnswers(row, /^200$/) && row.calls.every((call) => call === '1') && row.originCalls <= 2),
+      `failing refresh (${what}): the entry stays, at most 2 calls a burst: ${bursts.map((row) => `${row.originCalls} (${told(row)})`).join('; ')}`,
     );
   }
   for (const [name, what] of [['e500', 'says 500'], ['dies', 'closes']]) {
@@ -76,9 +80,10 @@ export function judge({ of, direct, hang, nodes }) {
     );
   }
 
+  // The first and those who went alone hang with the origin. A node that has waited for another one's lock in vain asks by itself.
   const late = Object.entries(hang.answers).filter(([answer, { to }]) => !answer.startsWith('unanswered') && to > GIVES_UP_MS + 500);
   const unanswered = hang.answers.unanswered?.count ?? 0;
-  const asking = 1 + ALONE_MAX * nodes;
+  const asking = (1 + ALONE_MAX) * nodes;
   line(
     late.length === 0 && hang.originCalls <= asking && unanswered <= hang.originCalls,
     `hanging origin: at most ${asking} calls, everybody else is answered within ${GIVES_UP_MS / 1000} s:`

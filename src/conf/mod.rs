@@ -1472,6 +1472,16 @@ admin: {token: {file: /does/not/exist}}"#,
     }
 
     #[test]
+    fn the_two_nodes_of_the_example_are_one_region() {
+        let [a, b] = ["region/a.yaml", "region/b.yaml"].map(|file| {
+            let file = shipped(file);
+            Conf::load(&file).unwrap_or_else(|mistakes| panic!("{mistakes}"))
+        });
+        assert_eq!((&a.region, &a.cache.regional, &a.deployments), (&b.region, &b.cache.regional, &b.deployments));
+        assert!(a.node != b.node && a.data != b.data && a.listen != b.listen);
+    }
+
+    #[test]
     fn says_which_changes_need_a_restart() {
         let old = conf("node: a\nthreads: 1");
         assert_eq!(old.needs_restart(&old), Vec::<&str>::new());
