@@ -11,6 +11,10 @@ export ROUNDS=${ROUNDS:-1}
 SERVERS=${SERVERS:-nginx varnish perigee perigee-x3}
 perigee=${PERIGEE:-target/release/perigee}
 ulimit -n "$(ulimit -Hn)"
+if [ "$(ulimit -n)" != unlimited ] && [ "$(ulimit -n)" -lt 8192 ]; then
+	echo "a crowd of 1,000 needs 8192 open files, the limit is $(ulimit -n)" >&2
+	exit 1
+fi
 work=$(mktemp -d)
 chmod 755 "$work"
 pids=()
@@ -44,7 +48,7 @@ perigee_node() { # name port line of YAML
 }
 start node scripts/collapse/origin.mjs "$origin"
 await_port origin "$origin"
-arguments=()
+arguments=() versions=()
 for server in $SERVERS; do
 	case $server in
 	nginx)
@@ -64,14 +68,14 @@ for server in $SERVERS; do
 		CONF
 		start nginx -c "$work/nginx.conf"
 		await_port nginx "$nginx"
-		arguments+=("nginx=$nginx") ;;
+		arguments+=("nginx=$nginx") versions+=("$(nginx -v 2>&1 | sed 's/.*: //')") ;;
 	varnish)
 		printf 'vcl 4.1;\nbackend default { .host = "127.0.0.1"; .port = "%s"; }\n' "$origin" >"$work/default.vcl"
 		# Threads are there before the crowd is, as in a Varnish that has been running for a while.
 		start varnishd -F -j none -n "$work/varnish" -a "127.0.0.1:$varnish" -T none -f "$work/default.vcl" -s malloc,256M \
 			-p thread_pool_min=500 -p listen_depth=4096
 		await_port varnish "$varnish"
-		arguments+=("varnish=$varnish") ;;
+		arguments+=("varnish=$varnish") versions+=("$(varnishd -V 2>&1 | sed -n '1s/.*(\([^ ]*\).*/\1/p')") ;;
 	perigee)
 		perigee_node alone "$ours" ""
 		arguments+=("perigee=$ours") ;;
@@ -82,10 +86,12 @@ for server in $SERVERS; do
 			port=node$node
 			perigee_node "node$node" "${!port}" "cache: {regional: {redis: \"redis://127.0.0.1:$redis\"}}"
 		done
-		arguments+=("perigee-x3=$node1,$node2,$node3") ;;
+		arguments+=("perigee-x3=$node1,$node2,$node3") versions+=("redis $(redis-server --version | sed 's/.*v=\([^ ]*\).*/\1/')") ;;
 	*) echo "unknown server: $server" >&2; exit 2 ;;
 	esac
 done
-echo "$(nginx -v 2>&1); $(varnishd -V 2>&1 | sed -n '1s/.*(\([^ ]*\).*/\1/p'); $(redis-server --version | sed 's/ sha=.*//'); origin 500 ms; load $(cut -d' ' -f1 /proc/loadavg) on $(nproc) cores"
+echo "${versions[*]}; node $(node --version); load $(cut -d' ' -f1 /proc/loadavg) on $(nproc) cores; the origin takes 500 ms where nothing else is said"
 echo "Times in ms, from each client's request on, medians of $ROUNDS rounds; first: the first byte of the body; ratio: p99 to what the origin takes."
-node --expose-gc scripts/collapse/run.mjs "$origin" "${arguments[@]}"
+# Behind, so that a signal is acted on at once.
+node --expose-gc scripts/collapse/run.mjs "$origin" "${arguments[@]}" & pids+=($!)
+wait $!

@@ -31,7 +31,7 @@ use crate::storage::{self, Tiers};
 use crate::upstream::Names;
 
 /// What the log shows when `RUST_LOG` does not say. Pingora tells its own errors, and the access lines tell them better.
-const LOG_DEFAULT: &str = "info,pingora_proxy=error,pingora_core=warn";
+const LOG_DEFAULT: &str = "info,pingora_proxy=error,pingora_proxy::proxy_cache=off,pingora_core=warn";
 
 /// What a connection reads into: 64 KiB would be Pingora's choice, for every idle connection too.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
@@ -138,7 +138,8 @@ pub fn run(path: &Path) -> ExitCode {
 
 fn serve(path: &Path) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        // Two: what is written to a slow disk (purges) must not hold up what is said to the region.
+        .worker_threads(2)
         .thread_name("background")
         .enable_all()
         .build()

@@ -26,11 +26,11 @@ class Client {
   #head = '';
   #left = null;
   #chunkedTail = null;
-  #over = null;
+  #over;
 
   constructor(port) {
     this.port = port;
-    this.over = new Promise((resolve) => { this.#over = resolve; });
+    this.isOver = new Promise((resolve) => { this.#over = resolve; });
   }
 
   connect() {
@@ -124,7 +124,7 @@ export async function burst({ ports, path, count, leaver = null, limit = 15_000 
   }
   clients.forEach((client) => client.ask(request));
   const timer = setTimeout(() => clients.forEach((client) => client.endedAt ?? client.leave('unanswered')), limit);
-  await Promise.all(clients.map((client) => client.over));
+  await Promise.all(clients.map((client) => client.isOver));
   clearTimeout(timer);
   all.forEach((client) => client.socket.destroy());
   return { ...tell(clients), writing: clients.at(-1).wroteAt - clients[0].wroteAt };

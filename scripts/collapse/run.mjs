@@ -1,7 +1,8 @@
 // Plays all scenarios at all servers, in turn, and prints what the clients saw. Called by scripts/collapse.sh, which starts the servers:
 //
 //   node --expose-gc run.mjs ORIGIN_PORT NAME=PORT[,PORT...] ...
-//   ROUNDS: medians of so many. ONLY=cold,stale: these scenarios alone (and no targets). VERBOSE=1: also each node of a region, and how long the clients wrote.
+//   ROUNDS: medians of so many. ONLY=cold,stale: these scenarios alone, and no targets.
+//   VERBOSE=1: also each node of a region, and how long the clients needed to write.
 
 import http from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,7 +16,7 @@ const ROUNDS = Number(process.env.ROUNDS ?? 1);
 const STALE_AFTER_MS = 2_200;
 /** A background refresh is over then (500 ms), and so is the second in which a failed one is not tried again. */
 const BETWEEN_BURSTS_MS = 1_800;
-/** The same within a scenario whose bursts leave nothing behind. */
+/** Before each burst: the one before has closed its connections. */
 const PAUSE_MS = 300;
 const WELL_WITHIN_MS = 10_000;
 
@@ -80,16 +81,17 @@ async function play(id, scenario, order) {
     await sleep(STALE_AFTER_MS);
   }
   for (const [at, asked] of scenario.bursts.entries()) {
-    const rows = [];
-    for (const { server, path } of players) {
+    const rows = new Map();
+    for (const player of players) {
+      // The origin has no second burst to answer from a cache.
+      if (player.server === direct && at > 0 && !asked.own) continue;
       await sleep(PAUSE_MS);
-      rows.push(server === direct && at > 0 && !asked.own ? null : await burst({ ...asked, ports: server.ports, path, count: scenario.count }));
+      rows.set(player, await burst({ ...asked, ports: player.server.ports, path: player.path, count: scenario.count }));
     }
     if (scenario.primed) await sleep(BETWEEN_BURSTS_MS);
-    for (const [i, player] of players.entries()) {
-      if (!rows[i]) continue;
+    for (const [player, row] of rows) {
       const calls = await originCalls(player.path);
-      note(id, at, player.server, { ...rows[i], originCalls: calls - player.before, own: asked.own ?? null });
+      note(id, at, player.server, { ...row, originCalls: calls - player.before, own: asked.own ?? null });
       player.before = calls;
     }
   }

@@ -30,11 +30,11 @@ export const SCENARIOS = {
   },
   stale500: {
     kind: 'stale500', count: 1000, primed: true,
-    bursts: [{ label: 'stale, refresh gets 500' }, { label: 'the same, second burst' }],
+    bursts: [{ label: 'stale, refresh gets 500' }, { label: 'stale, refresh gets 500, again' }],
   },
   stalereset: {
     kind: 'stalereset', count: 1000, primed: true,
-    bursts: [{ label: 'stale, refresh is reset' }, { label: 'the same, second burst' }],
+    bursts: [{ label: 'stale, refresh is reset' }, { label: 'stale, refresh is reset, again' }],
   },
   slow: {
     kind: 'slow', count: 200, direct: 'slow',

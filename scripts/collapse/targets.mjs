@@ -36,14 +36,16 @@ export function judge({ of, direct, hang, nodes }) {
   const slow = of('slow', 0);
   line(
     slow.originCalls === 1 && slow.firstP99 <= SLOW_BODY.headersAt + 50 && onlyAnswers(slow, /^200$/),
-    `slow body: 1 call, first byte within 50 ms of its arrival at ${SLOW_BODY.headersAt} ms: ${slow.originCalls}, p50 ${ms(slow.firstP50)}, p99 ${ms(slow.firstP99)}`,
+    `slow body: 1 call, first byte within 50 ms of its arrival at ${SLOW_BODY.headersAt} ms: ${slow.originCalls},`
+      + ` p50 ${ms(slow.firstP50)}, p99 ${ms(slow.firstP99)}`,
   );
 
   const [first, second] = [of('private', 0), of('private', 1)];
   const [firstMax, secondMax] = [1.05 * (ORIGIN_MS + own('private', 0)), 1.06 * own('private', 1)];
   line(
     first.p99 <= firstMax && onlyAnswers(first, /^200$/),
-    `uncacheable: all released at the first header, p99 at most ${ms(firstMax)} (1.05 of the origin's own and ${ORIGIN_MS} ms): ${ms(first.p99)}`,
+    `uncacheable: all released at the first header, p99 at most ${ms(firstMax)} (1.05 of the origin's own and ${ORIGIN_MS} ms):`
+      + ` ${ms(first.p99)}`,
   );
   line(
     second.p99 <= secondMax && onlyAnswers(second, /^200$/),
@@ -54,7 +56,8 @@ export function judge({ of, direct, hang, nodes }) {
   const staleMax = Math.max(25, direct('stale', 0).p99);
   line(
     stale.originCalls === 1 && stale.p99 <= staleMax && onlyAnswers(stale, /^200$/),
-    `stale: 1 call, p99 at most 25 ms, or what an origin takes that answers at once (${ms(direct('stale', 0).p99)}): ${stale.originCalls}, ${ms(stale.p99)}`,
+    `stale: 1 call, p99 at most 25 ms, or what an origin takes that answers at once (${ms(direct('stale', 0).p99)}):`
+      + ` ${stale.originCalls}, ${ms(stale.p99)}`,
   );
 
   // Two: a connection that is reset may have been an old one, and is tried again on a new one.
@@ -62,7 +65,8 @@ export function judge({ of, direct, hang, nodes }) {
     const bursts = [of(name, 0), of(name, 1)];
     line(
       bursts.every((row) => onlyAnswers(row, /^200$/) && row.calls.every((call) => call === '1') && row.originCalls <= 2),
-      `failing refresh (${what}): the entry stays, at most 2 calls a burst: ${bursts.map((row) => `${row.originCalls} (${told(row)})`).join('; ')}`,
+      `failing refresh (${what}): the entry stays, at most 2 calls a burst:`
+        + ` ${bursts.map((row) => `${row.originCalls} (${told(row)})`).join('; ')}`,
     );
   }
   for (const [name, what] of [['e500', 'says 500'], ['dies', 'closes']]) {
@@ -76,7 +80,8 @@ export function judge({ of, direct, hang, nodes }) {
     const row = of(name, 0);
     line(
       row.originCalls === 1 && onlyAnswers(row, /^200$/) && row.p99 <= 1.05 * row.own,
-      `first client leaves ${what}: 1 call, the others notice nothing: ${row.originCalls} (${told(row)}), p99 ${ms(row.p99)} of ${row.own} ms`,
+      `first client leaves ${what}: 1 call, the others notice nothing: ${row.originCalls} (${told(row)}),`
+        + ` p99 ${ms(row.p99)} of ${row.own} ms`,
     );
   }
 

@@ -139,7 +139,20 @@ impl Arbiter {
             }
         }
         let deadline = claim.since(Instant::now()) + self.timeout;
-        self.ask_region(primary, slot, claim, deadline, claim.claimant.stale_will_do).await
+        let below = self.ask_region(primary, slot, claim, deadline, claim.claimant.stale_will_do).await;
+        if let Below::Nothing { timed_out: true, .. } = below {
+            // This node goes on by itself. Those who go on waiting are told all the same when the other node is done.
+            tokio::spawn(self.wait_on(primary, slot, claim.clone(), deadline + self.timeout));
+        }
+        below
+    }
+
+    /// Waits for another node's fetch beside this node's own.
+    async fn wait_on(&'static self, primary: Slot, slot: Slot, claim: Arc<Claim>, deadline: Instant) {
+        // Once nobody holds the lock any more, it is not taken from here: what was won is given back by being dropped.
+        if let Below::Found = self.ask_region(primary, slot, &claim, deadline, claim.claimant.stale_will_do).await {
+            wake(self.table.look_again(&slot), LockStatus::Done);
+        }
     }
 
     async fn read_file(&self, primary: Slot, slot: Slot, claim: &Claim) -> bool {

@@ -253,6 +253,14 @@ impl<L> Table<L> {
         (wakeups(over), followers)
     }
 
+    /// There is an answer that did not come by this flight: all who wait for it may look again.
+    pub fn look_again(&self, slot: &Slot) -> Vec<Wakeup> {
+        match self.shard(slot).lock().slots.get_mut(slot) {
+            Some(State::Flying(flying)) => flying.waiting.drain().map(|(_, wakeup)| wakeup).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// One who went alone is back; with a stored answer all others may look again.
     pub fn alone_is_back(&self, slot: &Slot, stored: bool) -> Vec<Wakeup> {
         let mut shard = self.shard(slot).lock();
@@ -262,8 +270,8 @@ impl<L> Table<L> {
                 shard.alone.remove(slot);
             }
         }
-        let Some(State::Flying(flying)) = shard.slots.get_mut(slot) else { return Vec::new() };
-        if stored { flying.waiting.drain().map(|(_, wakeup)| wakeup).collect() } else { Vec::new() }
+        drop(shard);
+        if stored { self.look_again(slot) } else { Vec::new() }
     }
 
     /// Drops what nobody came for.

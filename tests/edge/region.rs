@@ -10,8 +10,12 @@ use crate::support::{Answer, Framing, Gate, Node, Origin, Reply, eventually, unt
 
 const SHOP: &str = "shop.test";
 
+/// Regions at a time: the store's deadline is 100 ms, and a machine that runs all tests at once would miss it.
+static REGIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
+
 /// Nodes of one region in front of one origin.
 struct Region {
+    _turn: tokio::sync::SemaphorePermit<'static>,
     origin: Origin,
     redis: Server,
     nodes: Vec<Node>,
@@ -23,6 +27,7 @@ impl Region {
     }
 
     async fn with(count: usize, yaml: &str) -> Region {
+        let turn = REGIONS.acquire().await.expect("never closed");
         let redis = Server::start(&[]);
         let origin = Origin::start().await;
         let yaml = yaml.replace("{redis}", &redis.url());
@@ -30,7 +35,7 @@ impl Region {
         for _ in 0..count {
             nodes.push(node(&origin, &yaml).await);
         }
-        let region = Region { origin, redis, nodes };
+        let region = Region { _turn: turn, origin, redis, nodes };
         region.is_whole().await;
         region
     }
@@ -40,6 +45,25 @@ impl Region {
             let region = node.edge.tiers.region.as_ref().expect("a region");
             until("the node is connected", || region.state().connected && !region.state().breaker_open).await;
         }
+    }
+
+    /// Operations that the store did not answer within its deadline of 100 ms.
+    fn late(&self) -> u64 {
+        self.nodes.iter().filter_map(|node| node.edge.tiers.region.as_ref()).map(|region| region.state().failures).sum()
+    }
+
+    /// Counts the origin's calls during a scenario in which the store kept its deadlines: a machine too busy for that makes each node a
+    /// region of its own, as it should, and the scenario is tried again.
+    async fn calls_of(&self, path: &str, scenario: impl AsyncFn()) -> usize {
+        for _ in 0..10 {
+            let (calls, late) = (self.origin.calls(path), self.late());
+            scenario().await;
+            if self.late() == late {
+                return self.origin.calls(path) - calls;
+            }
+            self.is_whole().await;
+        }
+        panic!("the machine is too busy");
     }
 
     /// So many requests at each node at once.
@@ -99,15 +123,22 @@ async fn cold_requests_at_three_nodes_cost_one_call() {
     for framing in [Framing::Length, Framing::Chunked] {
         let path = format!("/{framing:?}");
         region.origin.on(&path, Reply::cached("hello", "s-maxage=60").framing(framing).after(200));
-        let answers = region.burst(60, &path).await;
-        assert_eq!(answers.len(), 180);
-        for answer in &answers {
-            assert_eq!((answer.status, answer.complete, answer.text().as_str()), (200, true, "hello"), "{answer:?}");
-            assert_eq!(answer.cache(), "MISS", "{}", status(answer));
-        }
-        let collapsed = answers.iter().filter(|answer| status(answer).contains("collapsed")).count();
-        assert_eq!((region.origin.calls(&path), collapsed), (1, 179));
-        region.settled(&path).await;
+        let calls = region
+            .calls_of(&path, async || {
+                region.order(0, Scope::ALL, Mode::Delete).await;
+                let answers = region.burst(60, &path).await;
+                assert_eq!(answers.len(), 180);
+                for answer in &answers {
+                    let (body, whole) = (answer.text(), answer.complete);
+                    assert_eq!((answer.status, whole, body.as_str()), (200, true, "hello"), "{answer:?}");
+                    assert_eq!(answer.cache(), "MISS", "{}", status(answer));
+                }
+                let leaders = answers.iter().filter(|answer| !status(answer).contains("collapsed")).count();
+                assert!(leaders <= 3, "{leaders}");
+                region.settled(&path).await;
+            })
+            .await;
+        assert_eq!(calls, 1);
         assert!(region.burst(2, &path).await.iter().all(|answer| answer.cache() == "HIT"));
     }
 }
@@ -144,21 +175,28 @@ async fn stale_answers_at_three_nodes_cost_one_refresh() {
     region.origin.on("/a", Reply::cached("old", "s-maxage=10, stale-while-revalidate"));
     region.burst(1, "/a").await;
     region.settled("/a").await;
-    for round in 1..=3 {
-        region.advance(20);
-        let gate = Gate::default();
-        region.origin.on("/a", Reply::cached("new", "s-maxage=10, stale-while-revalidate").held(&gate));
-        // All are answered before the origin is.
-        let answers = region.burst(50, "/a").await;
-        assert!(answers.iter().all(|answer| answer.cache() == "STALE" && answer.status == 200), "{:?}", answers[0]);
-        gate.open();
-        region.settled("/a").await;
-        assert_eq!(region.origin.calls("/a"), 1 + round);
-        for node in &region.nodes {
-            eventually("the node has it", async || node.get(SHOP, "/a").await.cache() == "HIT").await;
-            assert_eq!(node.get(SHOP, "/a").await.text(), "new");
-        }
-        assert_eq!(region.origin.calls("/a"), 1 + round);
+    for _ in 1..=3 {
+        let calls = region
+            .calls_of("/a", async || {
+                region.advance(20);
+                let gate = Gate::default();
+                region.origin.on("/a", Reply::cached("new", "s-maxage=10, stale-while-revalidate").held(&gate));
+                // All are answered before the origin is.
+                let answers = region.burst(50, "/a").await;
+                assert!(
+                    answers.iter().all(|answer| answer.cache() == "STALE" && answer.status == 200),
+                    "{:?}",
+                    answers[0]
+                );
+                gate.open();
+                region.settled("/a").await;
+                for node in &region.nodes {
+                    eventually("the node has it", async || node.get(SHOP, "/a").await.cache() == "HIT").await;
+                    assert_eq!(node.get(SHOP, "/a").await.text(), "new");
+                }
+            })
+            .await;
+        assert_eq!(calls, 1);
     }
 }
 
@@ -228,6 +266,30 @@ async fn a_cut_body_is_cut_for_all_and_stored_by_nobody() {
     for node in &region.nodes {
         assert_eq!(node.get(SHOP, "/a").await.text(), "whole");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_still_waits_after_the_time_limit_gets_what_the_other_node_fetched() {
+    let yaml = "cache: {node: off, lock_timeout: 2s, regional: {redis: \"{redis}\"}}";
+    let region = Region::with(2, yaml).await;
+    let (first, others) = (Gate::default(), Gate::default());
+    region.origin.on("/a", Reply::cached("first", "s-maxage=60").held(&first));
+    let leader = region.nodes[0].begin(SHOP, "/a").await;
+    until("the call", || region.origin.calls("/a") == 1).await;
+    region.origin.on("/a", Reply::cached("other", "s-maxage=60").held(&others));
+    // Of thirty at the other node, one leads and ten go alone when the time is over; the others wait on.
+    let release = async {
+        until("they went on by themselves", || region.origin.calls("/a") == 12).await;
+        first.open();
+        let slot = region.nodes[1].key("http://shop.test/a").0;
+        until("nobody waits any more", || region.nodes[1].edge.lock.0.table.waiting(&slot) == Some(0)).await;
+        others.open();
+    };
+    let answers = tokio::join!(region.nodes[1].burst(30, SHOP, "/a"), release).0;
+    assert_eq!(leader.finish().await.text(), "first");
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    assert_eq!(answers.iter().filter(|answer| answer.text() == "first").count(), 19);
+    assert_eq!(region.origin.calls("/a"), 12);
 }
 
 // Outcomes that are not entries.

@@ -1,5 +1,6 @@
 //! The region against real servers. Wants `redis-server` (7.0), and `openssl` for TLS.
 
+mod differential;
 mod faults;
 mod lock;
 mod node;

@@ -85,9 +85,19 @@ impl Node {
     }
 
     pub fn start(address: Address, member: &str, known_log: Option<String>, sink: Arc<Recorder>) -> Node {
+        Node::of_region("test", address, member, known_log, sink)
+    }
+
+    pub fn of_region(
+        region: &str,
+        address: Address,
+        member: &str,
+        known_log: Option<String>,
+        sink: Arc<Recorder>,
+    ) -> Node {
         let settings = Settings {
             address,
-            region: "test".into(),
+            region: region.into(),
             member: member.into(),
             known_log,
             observer: Arc::new(|_, _, _| ()),

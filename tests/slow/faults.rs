@@ -180,7 +180,8 @@ fn judge(
         }
         // All pages are cached before anything is done.
         sleep(Duration::from_secs(3));
-        *seen.lock() = Seen { failed: std::mem::take(&mut seen.lock().failed), ..Seen::default() };
+        seen.lock().hits.clear();
+        seen.lock().cold.clear();
         scope.spawn(|| purge(&admins, versions, &stop, &seen));
         sleep(fault_time() / 2);
         fault(redis, &mut away);

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cache::purge::{Epoch, Mode, Purge, Scope};
-use crate::lock::region::{Ask, Committed, LEASE, Lease, Packed, Parts, PartsEnd, Sought, Token, Word};
-use crate::storage::memory::Slot;
+use super::purge::{Epoch, Mode, Purge, Scope};
+use super::region::{Ask, Committed, LEASE, Lease, Packed, Parts, PartsEnd, Sought, Token, Word};
+use super::storage::memory::Slot;
 
 /// For how long it is known that somebody waits.
 const WAITS: u64 = 5_000;
@@ -58,7 +58,7 @@ pub struct Flaws {
     pub serves_expired: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Store {
     locks: BTreeMap<Slot, Lock>,
     entries: BTreeMap<Slot, Entry>,
@@ -77,7 +77,7 @@ struct Lock {
     until: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     data: Bytes,
     created: u64,
@@ -86,7 +86,7 @@ struct Entry {
     until: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Arriving {
     token: Token,
     parts: Vec<Bytes>,
@@ -218,8 +218,9 @@ impl Store {
         if arriving.token != lease.token || arriving.until <= now {
             *arriving = Arriving::of(lease.token);
         }
-        arriving.parts.extend(pushed.parts.iter().cloned());
+        // What comes after the end is not seen, and what is empty is no part.
         if arriving.end == PartsEnd::Open {
+            arriving.parts.extend(pushed.parts.iter().filter(|part| !part.is_empty()).cloned());
             arriving.end = pushed.end;
         }
         arriving.until = now + PARTS_KEPT;
@@ -241,7 +242,8 @@ impl Store {
     }
 
     fn purge(&mut self, scopes: &[Scope], mode: Mode, at_least: Epoch, now: u64) -> Epoch {
-        let epoch = Epoch::new(now, 0).max(Epoch(self.last_purge().0 + 1)).max(Epoch(at_least.0 + 1));
+        let next = Epoch::new(now, 0).max(Epoch(self.last_purge().0 + 1));
+        let epoch = if next > at_least { next } else { Epoch::new(at_least.ms() + 1, 0) };
         self.purges.push(Purge { epoch, scopes: scopes.to_vec(), mode });
         epoch
     }
