@@ -38,9 +38,15 @@ slow: tools ## Tests that take minutes: real processes with a real Redis, kills,
 	cd tests/model && $(CARGO) test --release
 
 .PHONY: bench
-bench: build ## CPU per cached hit beside nginx's proxy_cache, in one run (ROUNDS=7, SECONDS_EACH=3)
+bench: build ## Beside nginx and Varnish, in one run: CPU per cached hit (ROUNDS=7, SECONDS_EACH=3), then crowds (bench-collapse)
 	@scripts/tools.sh bench
 	scripts/bench.sh
+	ROUNDS=$(or $(COLLAPSE_ROUNDS),1) scripts/collapse.sh
+
+.PHONY: bench-collapse
+bench-collapse: build ## Origin calls and waits of crowds, beside nginx (proxy_cache_lock) and Varnish (ROUNDS=1)
+	@scripts/tools.sh bench
+	scripts/collapse.sh
 
 .PHONY: load
 load: build ## Load examples/hello with oha and show rate, latency and cache states (SECONDS_EACH=5)
