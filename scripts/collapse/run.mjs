@@ -114,7 +114,7 @@ function median(values) {
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** Times are medians of the rounds; of calls the most, and of answers all that ever were. */
+/** Times are medians of the rounds; of calls the most in one, and of answers all that ever were (`most`: in one round). */
 function summed(scenario, at, server) {
   const rows = results.get(`${scenario}/${at}/${server.name}`);
   if (!rows) return null;
@@ -122,8 +122,9 @@ function summed(scenario, at, server) {
   const answers = {};
   for (const row of rows) {
     for (const [answer, { count, from, to }] of Object.entries(row.answers)) {
-      const all = (answers[answer] ??= { count: 0, from: Infinity, to: 0 });
+      const all = (answers[answer] ??= { count: 0, most: 0, from: Infinity, to: 0 });
       all.count += count;
+      all.most = Math.max(all.most, count);
       all.from = Math.min(all.from, from);
       all.to = Math.max(all.to, to);
     }

@@ -87,7 +87,7 @@ export function judge({ of, direct, hang, nodes }) {
 
   // The first and those who went alone hang with the origin. A node that has waited for another one's lock in vain asks by itself.
   const late = Object.entries(hang.answers).filter(([answer, { to }]) => !answer.startsWith('unanswered') && to > GIVES_UP_MS + 500);
-  const unanswered = hang.answers.unanswered?.count ?? 0;
+  const unanswered = hang.answers.unanswered?.most ?? 0;
   const asking = (1 + ALONE_MAX) * nodes;
   line(
     late.length === 0 && hang.originCalls <= asking && unanswered <= hang.originCalls,

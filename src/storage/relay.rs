@@ -40,23 +40,23 @@ pub fn start(tiers: &'static Tiers, filling: &Filling, lease: RegionalLease) -> 
     let (slot, fill) = (filling.slot, filling.fill.clone());
     if let Some(reader) = fill.reader() {
         tokio::spawn(async move {
-            if let Some((entry, lease)) = read_along(&fill, reader, entry, lease).await {
-                commit(tiers, slot, entry, lease).await;
+            let shown = read_along(&fill, reader, &lease).await;
+            match (shown, entry.await.ok().flatten()) {
+                (Ok(PartsEnd::Whole), Some(entry)) => commit(tiers, slot, entry, lease).await,
+                // Another node fetched it anew meanwhile: this one is the older of the two.
+                (Err(Lost), Some(entry)) => tiers.remove_this(&slot, &entry),
+                (_, None) if fill.is_too_large() => lease.release(Some(Word::Uncacheable)).await,
+                // Cut, or purged on its way.
+                _ => lease.release(None).await,
             }
         });
     }
     done
 }
 
-/// Returns when there is an entry to be stored.
-async fn read_along(
-    fill: &Fill,
-    mut reader: FillReader,
-    entry: oneshot::Receiver<Option<Arc<Entry>>>,
-    lease: RegionalLease,
-) -> Option<(Arc<Entry>, RegionalLease)> {
-    let mut shown =
-        Shown { lease: &lease, state: Showing::NotYet, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
+/// Reads to the end, and shows what takes long to the other nodes. How it ended.
+async fn read_along(fill: &Fill, mut reader: FillReader, lease: &RegionalLease) -> Result<PartsEnd, Lost> {
+    let mut shown = Shown { lease, state: Showing::NotYet, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
     let show_at = Instant::now() + SHOW_AFTER;
     let end = loop {
         let read = if shown.state == Showing::NotYet {
@@ -64,7 +64,7 @@ async fn read_along(
                 Ok(read) => read,
                 Err(_) => {
                     shown.begin(fill);
-                    shown.send(PartsEnd::Open).await.ok()?;
+                    shown.send(PartsEnd::Open).await?;
                     continue;
                 }
             }
@@ -85,16 +85,10 @@ async fn read_along(
         {
             shown.take(chunk);
         }
-        shown.send(PartsEnd::Open).await.ok()?;
+        shown.send(PartsEnd::Open).await?;
     };
-    shown.send(end).await.ok()?;
-    match (end, entry.await) {
-        (PartsEnd::Whole, Ok(Some(entry))) => return Some((entry, lease)),
-        // It outgrew an entry, or was purged on its way.
-        (PartsEnd::Whole, Ok(None)) if fill.is_too_large() => lease.release(Some(Word::Uncacheable)).await,
-        _ => lease.release(None).await,
-    }
-    None
+    shown.send(end).await?;
+    Ok(end)
 }
 
 /// What the other nodes were shown so far.

@@ -196,8 +196,8 @@ fn judge(
     };
     let ((hits_well, hits_bad), (cold_well, cold_bad)) = (split(&seen.hits), split(&seen.cold));
     println!("{name}: {} requests, {} failed, {} purges", seen.requests, seen.failed.len(), seen.orders.len());
-    println!("  hits, store well: {hits_well:?}\n  hits, away/slow:  {hits_bad:?}");
-    println!("  cold, store well: {cold_well:?}\n  cold, away/slow:  {cold_bad:?}");
+    println!("  hits, store well: {hits_well}\n  hits, away/slow:  {hits_bad}");
+    println!("  cold, store well: {cold_well}\n  cold, away/slow:  {cold_bad}");
 
     let (mut latest, mut late, mut old_at_once) = (Duration::ZERO, Vec::new(), Vec::new());
     for told in &seen.told {
@@ -236,7 +236,7 @@ fn judge(
     );
     assert!(late.is_empty(), "{name}: old too late: {:#?}", &late[..late.len().min(10)]);
     assert!(seen.told.len() > 100 && hits_bad.count > 50, "there was a load");
-    assert!(hits_bad.p99 <= hits_well.p99 + COST_MAX + NOISE, "{name}: hits noticed: {hits_well:?} {hits_bad:?}");
+    assert!(hits_bad.p99 <= hits_well.p99 + COST_MAX + NOISE, "{name}: hits noticed: {hits_well}; {hits_bad}");
 }
 
 fn versions() -> Versions {

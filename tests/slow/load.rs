@@ -1,5 +1,6 @@
 //! Clients and an origin that cost little: threads that block, connections that are kept, bytes that are prepared. The node gets the cores.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -202,6 +203,14 @@ pub struct Times {
     pub p99: Duration,
     pub max: Duration,
     pub count: usize,
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let ms = |time: Duration| time.as_secs_f64() * 1_000.0;
+        let Times { p50, p99, max, count } = *self;
+        write!(f, "p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms of {count}", ms(p50), ms(p99), ms(max))
+    }
 }
 
 pub fn times(all: impl IntoIterator<Item = Duration>) -> Times {

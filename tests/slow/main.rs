@@ -15,8 +15,10 @@ mod redis_server;
 mod load;
 mod nodes;
 
+mod disk;
 mod faults;
 mod flood;
 mod node;
 mod purge_log;
 mod region;
+mod storm;

@@ -141,11 +141,11 @@ fn a_lock_that_is_never_given_back_stops_nobody() {
 }
 
 /// A file system of its own, of a few megabytes.
-struct Mounted(tempfile::TempDir);
+pub struct Mounted(tempfile::TempDir);
 
 impl Mounted {
     /// `None` where mounting is not allowed.
-    fn new(bytes: u64) -> Option<Mounted> {
+    pub fn new(bytes: u64) -> Option<Mounted> {
         let folder = tempfile::tempdir().expect("a folder");
         let size = format!("size={bytes}");
         let mounted = run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(folder.path()));
@@ -155,12 +155,12 @@ impl Mounted {
         mounted.then_some(Mounted(folder))
     }
 
-    fn remount(&self, how: &str) {
+    pub fn remount(&self, how: &str) {
         let option = format!("remount,{how}");
         assert!(run(Command::new("mount").args(["-o", &option]).arg(self.0.path())));
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.0.path().join("cache")
     }
 }

@@ -1,8 +1,7 @@
 //! The nodes of a region, each a process of the program, with one real Redis and one origin.
 
 use std::net::SocketAddr;
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::edge::{Answer, Reading, eventually};
 use crate::load::{self, HOST};
@@ -62,7 +61,7 @@ impl Region {
         let asked = connected.into_iter().map(|mut connection| {
             let path = path.to_owned();
             tokio::spawn(async move {
-                let began = std::time::Instant::now();
+                let began = Instant::now();
                 let mut answer = connection.get(HOST, &path).await;
                 answer.took = began.elapsed();
                 answer
@@ -87,13 +86,4 @@ pub async fn gauge(server: &Server, name: &str) -> Option<f64> {
 pub fn fault_time() -> Duration {
     let seconds = std::env::var("SLOW_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     Duration::from_secs(seconds.unwrap_or(20))
-}
-
-/// Does something in a thread for as long as this takes, without stopping the tasks of the test.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = thread::spawn(work);
-    while !thread.is_finished() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    thread.join().expect("no panic")
 }

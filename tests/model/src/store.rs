@@ -18,6 +18,8 @@ const UNCACHEABLE_HOLDS: u64 = 120_000;
 const FAILED_HOLDS: u64 = 1_000;
 /// Parts can be read for this long after the last one came.
 const PARTS_KEPT: u64 = 30_000;
+/// And for this long after a commit, whatever came of it.
+const PARTS_KEPT_AFTER: u64 = 10_000;
 
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -171,6 +173,9 @@ impl Store {
         }
         self.locks.remove(&slot);
         let waited = self.waits.remove(&slot).is_some_and(|until| now < until);
+        if let Some(arriving) = self.parts.get_mut(&slot).filter(|arriving| now < arriving.until) {
+            arriving.until = now + PARTS_KEPT_AFTER;
+        }
         if !self.flaws.ignores_purges && self.was_purged_since(lease.epoch, &packed.scopes) {
             return (Committed::Purged, waited);
         }
@@ -196,6 +201,10 @@ impl Store {
         }
         self.locks.remove(&slot);
         let waited = self.waits.remove(&slot).is_some_and(|until| now < until);
+        // The origin has a new answer and does not want it kept: the old one must not outlive it.
+        if *word == Some(Word::Uncacheable) {
+            self.entries.remove(&slot);
+        }
         let holds = match word {
             Some(Word::Uncacheable) => UNCACHEABLE_HOLDS,
             Some(Word::Failed(_)) if waited => FAILED_HOLDS,
