@@ -141,6 +141,9 @@ impl ProxyHttp for Proxy {
             exchange.stored = None;
             exchange.lifetime = Some(arriving.lifetime());
         }
+        if let Some(claim) = &exchange.claim {
+            claim.answered();
+        }
         if is_fresh {
             // Somebody refreshed it before us. Pingora would drop the permit that the background refresh was handed.
             if let Some(refresh) = session.subrequest_ctx.as_mut() {

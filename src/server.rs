@@ -98,6 +98,7 @@ impl Edge {
             ticks.tick().await;
             self.functions.tick();
             self.lock.0.table.sweep(Instant::now());
+            self.tiers.note_region().await;
         }
     }
 }

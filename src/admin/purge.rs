@@ -54,7 +54,7 @@ pub async fn carry_out(edge: &Edge, order: &Order) -> Answered {
     }
     let receipt = edge.tiers.purges.order(edge.tiers.region.as_ref(), &scopes, mode).await;
     if order.all && mode == purge::Mode::Delete {
-        edge.tiers.clear();
+        edge.tiers.clear().await;
     }
     log::info!(
         "purged ({mode_name}): urls={} tags={} deployment={} all={} as {}",
@@ -79,7 +79,7 @@ fn answer(edge: &Edge, receipt: &Receipt, mode: &str) -> Answer {
                 let after_ms = u64::try_from(node.after.as_millis()).unwrap_or(u64::MAX);
                 json!({"node": node.node, "acknowledged": node.acknowledged, "after_ms": after_ms})
             });
-            ("reached", nodes.iter().all(|node| node.acknowledged), told.collect())
+            ("reached", !nodes.is_empty() && nodes.iter().all(|node| node.acknowledged), told.collect())
         }
     };
     let mut told = json!({"id": receipt.epoch, "mode": mode, "region": region, "nodes": nodes});

@@ -91,6 +91,8 @@ struct State {
     tags: Option<Arc<[Box<str>]>>,
     fill: Option<Arc<Fill>>,
     lease: Option<RegionalLease>,
+    /// The purges that were known when its own fetch began.
+    began: Option<Position>,
     /// The purges that the region had seen when its lock was won.
     leased_at: Epoch,
     waiter: Option<Waiter>,
@@ -148,10 +150,21 @@ impl Claim {
         self.state.lock().lease.take()
     }
 
+    /// The origin is asked from now on: what was purged while it waited does not concern its fetch.
+    pub fn begin(&self, position: Position) {
+        self.state.lock().began = Some(position);
+    }
+
     /// A purge after this position of the logs wins over what is fetched.
     pub fn began(&self) -> Position {
-        let began = self.claimant.began;
-        Position { region: began.region.max(self.state.lock().leased_at), ..began }
+        let state = self.state.lock();
+        let began = state.began.unwrap_or(self.claimant.began);
+        Position { region: began.region.max(state.leased_at), ..began }
+    }
+
+    /// It has its answer, and is nobody's waiter any more.
+    pub fn answered(&self) {
+        self.state.lock().stop_watch();
     }
 
     /// Waited for somebody else's fetch.

@@ -40,6 +40,7 @@ use self::region::{Ask, Collapsed, Cut, Following, Judgement, Token, Word};
 use self::uncacheable::Uncacheable;
 use crate::cache::entry::{Entry, Source};
 use crate::cache::packed::{self, Head};
+use crate::cache::policy;
 use crate::cache::purge::Judged;
 use crate::error::Code;
 use crate::metrics::{Kind, Level, Metrics};
@@ -65,8 +66,10 @@ pub struct NodeLock(pub &'static Arbiter);
 
 /// What lies below memory.
 enum Below {
-    /// In memory now, or arriving there.
-    Found,
+    /// In memory now, or arriving there; from another node's fetch, if `collapsed`.
+    Found {
+        collapsed: bool,
+    },
     /// Nothing that helps: this node fetches, for the region if it has its lock. `timed_out`: another node has it for too long.
     Nothing {
         lease: Option<RegionalLease>,
@@ -80,6 +83,7 @@ enum Below {
 }
 
 impl Below {
+    const FOUND: Below = Below::Found { collapsed: false };
     const NOTHING: Below = Below::Nothing { lease: None, timed_out: false };
 }
 
@@ -106,7 +110,13 @@ impl Arbiter {
     /// Looks below memory, once for all who wait.
     async fn arbitrate(&'static self, primary: Slot, slot: Slot, flight: u64, claim: Arc<Claim>) {
         let (waves, status) = match self.look_below(primary, slot, &claim).await {
-            Below::Found => (self.land(&slot, flight, Landing::Over), LockStatus::Done),
+            Below::Found { collapsed } => {
+                let (waves, followers) = self.table.land(&slot, flight, Landing::Over, Instant::now());
+                if collapsed {
+                    self.metrics.collapsed(Level::Node, Kind::Miss, followers);
+                }
+                (waves, LockStatus::Done)
+            }
             Below::Nothing { lease, .. } => {
                 (self.table.ready(&slot, flight, lease, Instant::now()), LockStatus::TransientError)
             }
@@ -115,6 +125,8 @@ impl Arbiter {
             }
             Below::Uncacheable(hold) => {
                 self.uncacheable.remember_for(primary, hold, Instant::now());
+                // The origin has a new answer and does not want it kept: the old one must not outlive it.
+                self.tiers.remove(&slot);
                 (self.land(&slot, flight, Landing::Over), LockStatus::GiveUp)
             }
         };
@@ -126,16 +138,16 @@ impl Arbiter {
     }
 
     async fn look_below(&'static self, primary: Slot, slot: Slot, claim: &Arc<Claim>) -> Below {
-        if self.tiers.contains_fresh(&primary, &slot) || self.tiers.is_arriving(&slot) {
-            return Below::Found;
+        if self.tiers.contains_fresh(&primary, &slot) || self.tiers.is_arriving(&primary, &slot) {
+            return Below::Found { collapsed: false };
         }
         if claim.claimant.below.is_some() {
-            return if self.read_file(primary, slot, claim).await { Below::Found } else { Below::NOTHING };
+            return if self.read_file(primary, slot, claim).await { Below::FOUND } else { Below::NOTHING };
         }
         if let Some(entry) = self.tiers.read_node(&primary, &slot).await {
             self.metrics.tier_read(Source::Node, entry.body.len());
             if self.promote(slot, entry, claim) {
-                return Below::Found;
+                return Below::FOUND;
             }
         }
         let deadline = claim.since(Instant::now()) + self.timeout;
@@ -150,7 +162,9 @@ impl Arbiter {
     /// Waits for another node's fetch beside this node's own.
     async fn wait_on(&'static self, primary: Slot, slot: Slot, claim: Arc<Claim>, deadline: Instant) {
         // Once nobody holds the lock any more, it is not taken from here: what was won is given back by being dropped.
-        if let Below::Found = self.ask_region(primary, slot, &claim, deadline, claim.claimant.stale_will_do).await {
+        if let Below::Found { .. } =
+            self.ask_region(primary, slot, &claim, deadline, claim.claimant.stale_will_do).await
+        {
             wake(self.table.look_again(&slot), LockStatus::Done);
         }
     }
@@ -204,7 +218,9 @@ impl Arbiter {
         };
         let mut found = None;
         let judge = |packed: &bytes::Bytes| match self.tiers.from_region(packed.clone()) {
-            Ok(entry) if entry.place.primary == primary && self.answers(&entry, stale_will_do) => {
+            Ok(entry)
+                if self.tiers.can_be_found(&primary, &slot, &entry.place) && self.answers(&entry, stale_will_do) =>
+            {
                 found = Some(entry);
                 Judgement::Take
             }
@@ -224,13 +240,13 @@ impl Arbiter {
                 }
                 let entry = self.tiers.promote(slot, entry);
                 self.tiers.store_on_node(slot, &entry);
-                Below::Found
+                Below::Found { collapsed: waited }
             }
             Collapsed::Arriving(token) => {
                 self.collapsed(Level::Region, claim, 1);
                 self.metrics.lock_waited(Level::Region, began.elapsed());
                 match self.read_along(primary, slot, token).await {
-                    true => Below::Found,
+                    true => Below::Found { collapsed: true },
                     false => Below::NOTHING,
                 }
             }
@@ -266,16 +282,18 @@ impl Arbiter {
         let mut following = Following::new(region, slot, token);
         let Ok(Some(mut head)) = following.next().await else { return false };
         let Ok(Head { header, lifetime, mut place, .. }) = packed::unpack_head(&mut head) else { return false };
-        if place.primary != primary {
-            return false;
-        }
         // The purges of this node are not known there: those up to now do not concern it.
         place.began.node = self.tiers.position().node;
         // It was purged since its holder began: nobody here could use it, and looking for it again and again would be all that comes of it.
         if place.judge(&self.tiers.purges.logs) != Judged::Valid {
             return false;
         }
+        if !self.tiers.can_be_found(&primary, &slot, &place) {
+            return false;
+        }
+        let expected_bytes = policy::content_length(&header.headers);
         let mut filling = self.tiers.begin(slot, Fill::new(header, lifetime, place), Source::Neighbour);
+        filling.expect(expected_bytes);
         tokio::spawn(async move {
             loop {
                 match following.next().await {
@@ -301,10 +319,11 @@ impl Arbiter {
         }
         let deadline = Instant::now() + self.timeout;
         match self.ask_region(primary, slot, claim, deadline, false).await {
-            Below::Found => Refresh::Done,
+            Below::Found { .. } => Refresh::Done,
             // The one who holds the lock takes longer than that; its result will be seen by a later look.
             Below::Nothing { timed_out: true, .. } => Refresh::Failed(Failure::Code(Code::InternalCacheLockTimeout)),
             Below::Nothing { lease, .. } => {
+                claim.begin(self.tiers.position());
                 claim.hold(lease);
                 Refresh::Fetch
             }
@@ -338,6 +357,7 @@ impl Arbiter {
             }
             Told::Lead { permit, lease, .. } => {
                 claim.lead();
+                claim.begin(self.tiers.position());
                 claim.hold(lease);
                 Locked::Write(permit)
             }
@@ -348,6 +368,7 @@ impl Arbiter {
             Told::Alone { permit } => {
                 self.metrics.lock_timed_out(Level::Node);
                 claim.lead();
+                claim.begin(self.tiers.position());
                 Locked::Write(permit)
             }
             Told::Share { failure, permit } => {

@@ -221,6 +221,14 @@ impl<L> Table<L> {
             drop(shard);
             return Vec::new();
         }
+        // Nobody is left to lead: the lock of the region must not wait for somebody.
+        let is_wanted = matches!(shard.slots.get(slot), Some(State::Flying(flying)) if !flying.waiting.is_empty());
+        if !is_wanted {
+            let before = shard.slots.remove(slot);
+            drop(shard);
+            drop((before, lease));
+            return Vec::new();
+        }
         let before = shard.slots.insert(*slot, State::Ready { since: now, lease });
         drop(shard);
         wakeups(before)

@@ -12,7 +12,7 @@
 //!                              no purge of it since epoch?
 //!                              entry stored, lock gone         ── message ──▶ seek ◀── Entry
 //! ```
-//! - *Seek is one atomic step*: word, entry, lock, in this order. The double check of the seed (look, lock, look again) needs no third
+//! - *Seek is one atomic step*: entry, word, lock, in this order (a word never hides an entry that will do). The double check of the seed (look, lock, look again) needs no third
 //!   look when the second one and the taking of the lock cannot be told apart in time.
 //! - *The token is the fence*: a store is accepted from the current holder only. A holder that was stopped, or cut off, loses the lock
 //!   after LEASE at the latest, and what it writes when it comes back is refused.
@@ -46,6 +46,8 @@ const PAUSES: [Duration; 4] =
 const REJECTED_MAX: usize = 3;
 /// A part of a response that is arriving is looked for this often when no message comes.
 const PART_PAUSE: Duration = Duration::from_millis(100);
+/// Who reads along forgives a store that does not answer for this long: the response would be cut for all its clients.
+const PART_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Names one taking of a lock. 128 random bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -127,6 +129,17 @@ pub enum Committed {
     Purged,
 }
 
+/// What became of parts that were to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// They are there; so many in all.
+    There(usize),
+    /// The lock is somebody else's, or nobody's.
+    LockLost,
+    /// Those before them are gone: a response with a hole must not be shown.
+    PartsLost,
+}
+
 /// Parts of a response that is arriving, from the one that was asked for on.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -150,7 +163,7 @@ pub struct Unavailable;
 
 /// What the store of a region does for the nodes. Each operation is atomic and has a deadline of its own.
 pub trait Region: Send + Sync + 'static {
-    /// Looks for a word, an entry, and takes the lock if there is neither and it is free.
+    /// Looks for an entry, a word, and takes the lock if there is neither and it is free.
     fn seek(&self, ask: &Ask) -> impl Future<Output = Result<Sought, Unavailable>> + Send;
 
     /// Keeps the lock for `LEASE` from now on. False: it is lost.
@@ -164,8 +177,18 @@ pub trait Region: Send + Sync + 'static {
     /// other node waited: who is alone with a failure may try again at once. `Uncacheable` takes an older entry along.
     fn release(&self, lease: &Lease, word: Option<Word>) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
-    /// Appends parts of the response that is being fetched, for the nodes that wait. False: the lock is lost.
-    fn push(&self, lease: &Lease, parts: &Parts) -> impl Future<Output = Result<bool, Unavailable>> + Send;
+    /// Appends parts of the response that is being fetched, for the nodes that wait. `from`: so many are there already, as the last push
+    /// said; what is there of these already, as its answer was lost, is not appended twice. (A store may cut a part in pieces and count
+    /// these: only its own numbers are given back to it.)
+    fn push(
+        &self,
+        lease: &Lease,
+        from: usize,
+        parts: &Parts,
+    ) -> impl Future<Output = Result<Pushed, Unavailable>> + Send;
+
+    /// Says while the lock is held that the response is not to be cached: who seeks it from now on does not wait for its end.
+    fn announce_uncacheable(&self, lease: &Lease) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// Parts of the response that the holder of `token` is fetching, from number `from` on.
     fn pull(&self, slot: &Slot, token: &Token, from: usize) -> impl Future<Output = Result<Parts, Unavailable>> + Send;
@@ -277,6 +300,7 @@ impl<R: Region> Following<R> {
 
     /// The next part; `None` after the last one.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Cut> {
+        let mut patience = Instant::now() + PART_PATIENCE;
         loop {
             if let Some(part) = self.unread.pop_front() {
                 return Ok(Some(part));
@@ -288,10 +312,16 @@ impl<R: Region> Following<R> {
             }
             let message = self.region.message(&self.slot);
             tokio::pin!(message);
-            let news = self.region.pull(&self.slot, &self.token, self.read).await.map_err(|Unavailable| Cut)?;
-            self.read += news.parts.len();
-            self.unread.extend(news.parts);
-            self.end = news.end;
+            match self.region.pull(&self.slot, &self.token, self.read).await {
+                Ok(news) => {
+                    self.read += news.parts.len();
+                    self.unread.extend(news.parts);
+                    self.end = news.end;
+                    patience = Instant::now() + PART_PATIENCE;
+                }
+                Err(Unavailable) if Instant::now() >= patience => return Err(Cut),
+                Err(Unavailable) => {}
+            }
             if self.unread.is_empty() && self.end == PartsEnd::Open {
                 // A message, or the time to look by oneself: the same is done.
                 let _ = timeout_at(Instant::now() + PART_PAUSE, message).await;
@@ -344,10 +374,16 @@ impl<R: Region> Holding<R> {
         let _ = self.region.release(&self.lease, word).await;
     }
 
-    /// Shows parts of the response to the nodes that wait for it. False: the lock is lost. After an error no more may be shown: it is not
-    /// known whether these arrived, and a response without them would look whole.
-    pub async fn push(&self, parts: &Parts) -> Result<bool, Unavailable> {
-        self.region.push(&self.lease, parts).await
+    /// Shows parts of the response to the nodes that wait for it: see `Region::push`. After an error the same ones are to be shown again,
+    /// first of all.
+    pub async fn push(&self, from: usize, parts: &Parts) -> Result<Pushed, Unavailable> {
+        self.region.push(&self.lease, from, parts).await
+    }
+
+    /// The response will not be stored, and goes on.
+    pub async fn announce_uncacheable(&self) {
+        // Unavailable: others wait for the end in vain, and learn it then.
+        let _ = self.region.announce_uncacheable(&self.lease).await;
     }
 }
 

@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -67,6 +67,10 @@ use crate::metrics::Metrics;
 /// The lock of the region, held by this node.
 pub type RegionalLease = Holding<Redis>;
 
+/// A disk that takes longer is slower than most origins. It is left alone for a while.
+const NODE_READ_MAX: Duration = Duration::from_millis(250);
+const NODE_REST: Duration = Duration::from_secs(5);
+
 /// How much of a body is handed to Pingora at once.
 const PIECE_BYTES: usize = 256 * 1024;
 
@@ -79,6 +83,8 @@ pub struct Tiers {
     /// Responses that are arriving, by slot. Touched on a miss only.
     filling: Mutex<HashMap<Slot, Arc<Fill>>>,
     membership: Mutex<Option<Membership>>,
+    /// The disk was too slow, and is not asked until then.
+    node_rests_until: Mutex<Option<Instant>>,
 }
 
 /// Opens the tiers that the configuration names. `runtime` carries what goes on behind the answers.
@@ -107,7 +113,16 @@ pub fn open(conf: &Conf, clock: Clock, runtime: &Handle, metrics: Arc<Metrics>) 
     };
     let memory = Memory::new(memory_bytes(conf.cache.memory), conf.threads);
     let membership = Mutex::new(membership);
-    Ok(Tiers { memory, node, region, purges, clock, filling: Mutex::default(), membership })
+    Ok(Tiers {
+        memory,
+        node,
+        region,
+        purges,
+        clock,
+        filling: Mutex::default(),
+        membership,
+        node_rests_until: Mutex::default(),
+    })
 }
 
 /// What the program itself takes of `cache.memory`: its code, its threads, a few hundred connections.
@@ -143,10 +158,11 @@ fn join_region(
         region: conf.region.clone(),
         // A node may have several processes, and each has purges to take.
         member: format!("{}/{}", conf.node, fresh_member()),
-        known_log: None,
+        known_log: purges.known_log(),
         observer: Arc::new(move |operation, took, answered| metrics.region_operation(operation, took, answered)),
     };
-    let redis = Redis::new(settings, purges).map_err(|error| format!("cache.regional: {error}"))?;
+    let redis = Redis::new(settings, purges.clone()).map_err(|error| format!("cache.regional: {error}"))?;
+    purges.owed().iter().for_each(|(scopes, mode)| redis.owe(scopes, *mode));
     let redis = Arc::new(redis);
     let (leave, left) = oneshot::channel::<()>();
     let running = redis.clone();
@@ -193,7 +209,7 @@ impl Tiers {
         {
             return Some(Found::Stored(entry.clone(), *lifetime));
         }
-        if let Some(reader) = self.arriving(slot).and_then(|fill| fill.reader()) {
+        if let Some(reader) = self.arriving(primary, slot).and_then(|fill| fill.reader()) {
             return Some(Found::Arriving(reader));
         }
         stored.map(|(entry, lifetime)| Found::Stored(entry, lifetime))
@@ -222,17 +238,18 @@ impl Tiers {
     }
 
     /// A response that is arriving and was not purged since.
-    fn arriving(&self, slot: &Slot) -> Option<Arc<Fill>> {
+    fn arriving(&self, primary: &Slot, slot: &Slot) -> Option<Arc<Fill>> {
         let fill = self.filling.lock().get(slot).cloned()?;
-        (fill.place.judge(&self.purges.logs) == Judged::Valid).then_some(fill)
+        let is_valid = fill.place.judge(&self.purges.logs) == Judged::Valid;
+        (is_valid && self.can_be_found(primary, slot, &fill.place)).then_some(fill)
     }
 
     pub fn contains_fresh(&self, primary: &Slot, slot: &Slot) -> bool {
         self.stored(primary, slot).is_some_and(|(_, lifetime)| lifetime.is_fresh(self.clock.now()))
     }
 
-    pub fn is_arriving(&self, slot: &Slot) -> bool {
-        self.arriving(slot).is_some_and(|fill| fill.is_readable())
+    pub fn is_arriving(&self, primary: &Slot, slot: &Slot) -> bool {
+        self.arriving(primary, slot).is_some_and(|fill| fill.is_readable())
     }
 
     /// Takes a response out of this node, so that it is never served again.
@@ -253,9 +270,20 @@ impl Tiers {
     }
 
     /// Frees what everything was purged of anyway. The purge itself is in the log.
-    pub fn clear(&self) {
+    pub async fn clear(&self) {
         self.filling.lock().clear();
         self.memory.clear();
+        if let Some(node) = self.node.clone() {
+            // What cannot be removed says so in the log and in a gauge.
+            let _ = tokio::task::spawn_blocking(move || node.clear()).await;
+        }
+    }
+
+    /// Once a second: writes down which log of the region is read.
+    pub async fn note_region(&self) {
+        let Some(name) = self.region.as_ref().map(|region| region.log_id()) else { return };
+        let purges = self.purges.clone();
+        let _ = tokio::task::spawn_blocking(move || purges.note_log(name)).await;
     }
 
     /// Up to where the logs of purges have been read: a request takes it along, and what it fetched is stored only if no purge of it came
@@ -274,15 +302,31 @@ impl Tiers {
     /// Reads L2; by the arbiter, not by a lookup, as a disk may be slow. What is purged or not readable is not there.
     pub async fn read_node(&self, primary: &Slot, slot: &Slot) -> Option<Entry> {
         let entry = self.look_at_node(slot).await?;
-        (entry.place.primary == *primary && self.lifetime(&entry).is_some()).then_some(entry)
+        (self.can_be_found(primary, slot, &entry.place) && self.lifetime(&entry).is_some()).then_some(entry)
+    }
+
+    /// Whether a lookup would find it, once it is in memory: of that key, and of the family of the primary entry that is there.
+    pub fn can_be_found(&self, primary: &Slot, slot: &Slot, place: &Place) -> bool {
+        place.primary == *primary
+            && (primary == slot || self.memory.peek(primary).is_none_or(|head| head.place.family == place.family))
     }
 
     /// What lies in L2, purged or not.
     pub async fn look_at_node(&self, slot: &Slot) -> Option<Entry> {
         let node = self.node.clone()?;
         let slot = *slot;
-        let packed = tokio::task::spawn_blocking(move || node.get(&slot)).await.ok()??;
-        packed::unpack(packed, Source::Node).ok()
+        if self.node_rests_until.lock().is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let read = tokio::task::spawn_blocking(move || node.get(&slot));
+        match tokio::time::timeout(NODE_READ_MAX, read).await {
+            Ok(packed) => packed::unpack(packed.ok()??, Source::Node).ok(),
+            Err(_) => {
+                log::warn!("the cache on disk took longer than {NODE_READ_MAX:?} and is not asked for {NODE_REST:?}");
+                *self.node_rests_until.lock() = Some(Instant::now() + NODE_REST);
+                None
+            }
+        }
     }
 
     /// Puts a response into memory that was found below.
@@ -414,7 +458,7 @@ impl Storage for Tiers {
         let place = self.place(primary, self.family(&primary, &slot, variance), variance, claim);
         let header = entry::stored_header(meta.response_header());
         let mut filling = self.begin(slot, Fill::new(header, lifetime, place), Source::Origin);
-        filling.expected_bytes = crate::cache::policy::content_length(meta.headers());
+        filling.expect(crate::cache::policy::content_length(meta.headers()));
         if let Some(claim) = claim {
             claim.set_fill(filling.fill.clone());
             filling.relay = claim.take_lease().map(|lease| relay::start(self, &filling, lease));
@@ -535,6 +579,11 @@ pub struct Filling {
 }
 
 impl Filling {
+    /// How long the body was announced to be.
+    pub fn expect(&mut self, bytes: Option<u64>) {
+        self.expected_bytes = bytes;
+    }
+
     pub async fn write(&mut self, data: Bytes) -> Result<()> {
         if data.is_empty() {
             return Ok(());

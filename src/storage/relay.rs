@@ -7,7 +7,7 @@
 //!      ▼                                                       │
 //!   showing, part by part as they come ── whole ───────────────┘
 //!      ├ cut ──▶ the parts end as cut
-//!      └ the region does not answer ──▶ nothing more is shown, and it is committed when it is whole
+//!      └ the region does not answer ──▶ the same parts are shown again with the next ones
 //! ```
 
 use std::sync::Arc;
@@ -16,21 +16,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::fill::{Fill, FillReader};
 use super::memory::Slot;
 use super::{Filling, RegionalLease, Tiers};
 use crate::cache::entry::Entry;
 use crate::cache::packed;
-use crate::lock::region::{Committed, Packed, Parts, PartsEnd, Unavailable, Word};
+use crate::cache::purge::Judged;
+use crate::lock::region::{Committed, Packed, Parts, PartsEnd, Pushed, Unavailable, Word};
 
 /// Most responses are whole by then, and are sent once.
 const SHOW_AFTER: Duration = Duration::from_millis(20);
 /// What is put together into one message.
 const PART_BYTES: usize = 64 * 1024;
-/// A response that nobody will store is shown up to here; then the other nodes see it as cut. They will not be collapsed the next time.
+/// A response that turns out too large to be stored is shown up to here to those who read it along already; then they see it as cut.
 const SHOWN_BYTES_MAX: u64 = 64 * 1_048_576;
+/// How often the end of a response is shown to a region that does not answer, and the pause between: 3 s, as those who read along wait.
+const LAST_TRIES: usize = 20;
+const LAST_PAUSE: Duration = Duration::from_millis(50);
 /// No entry stays in the region for longer, as its store is bounded by operators and not by us.
 const KEEP_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
 
@@ -40,14 +44,23 @@ pub fn start(tiers: &'static Tiers, filling: &Filling, lease: RegionalLease) -> 
     let (slot, fill) = (filling.slot, filling.fill.clone());
     if let Some(reader) = fill.reader() {
         tokio::spawn(async move {
-            let shown = read_along(&fill, reader, &lease).await;
-            match (shown, entry.await.ok().flatten()) {
-                (Ok(PartsEnd::Whole), Some(entry)) => commit(tiers, slot, entry, lease).await,
+            let is_purged = || fill.place.judge(&tiers.purges.logs) != Judged::Valid;
+            match read_along(&fill, reader, &lease, is_purged).await {
+                // Whether it is an entry is known a moment after its last byte.
+                Ok(PartsEnd::Whole) => match entry.await.ok().flatten() {
+                    Some(entry) => commit(tiers, slot, entry, lease).await,
+                    None if fill.is_too_large() => lease.release(Some(Word::Uncacheable)).await,
+                    None => lease.release(None).await,
+                },
                 // Another node fetched it anew meanwhile: this one is the older of the two.
-                (Err(Lost), Some(entry)) => tiers.remove_this(&slot, &entry),
-                (_, None) if fill.is_too_large() => lease.release(Some(Word::Uncacheable)).await,
-                // Cut, or purged on its way.
-                _ => lease.release(None).await,
+                Err(Lost) => {
+                    if let Ok(Some(entry)) = entry.await {
+                        tiers.remove_this(&slot, &entry);
+                    }
+                }
+                // Cut, purged, or larger than what is shown: nobody waits for its end.
+                Ok(_) if fill.is_too_large() => lease.release(Some(Word::Uncacheable)).await,
+                Ok(_) => lease.release(None).await,
             }
         });
     }
@@ -55,9 +68,16 @@ pub fn start(tiers: &'static Tiers, filling: &Filling, lease: RegionalLease) -> 
 }
 
 /// Reads to the end, and shows what takes long to the other nodes. How it ended.
-async fn read_along(fill: &Fill, mut reader: FillReader, lease: &RegionalLease) -> Result<PartsEnd, Lost> {
-    let mut shown = Shown { lease, state: Showing::NotYet, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
+async fn read_along(
+    fill: &Fill,
+    mut reader: FillReader,
+    lease: &RegionalLease,
+    is_purged: impl Fn() -> bool,
+) -> Result<PartsEnd, Lost> {
+    let mut shown =
+        Shown { lease, state: Showing::NotYet, sent: 0, unsent: Vec::new(), unsent_bytes: 0, bytes_total: 0 };
     let show_at = Instant::now() + SHOW_AFTER;
+    let mut announced = false;
     let end = loop {
         let read = if shown.state == Showing::NotYet {
             match timeout_at(show_at, reader.read()).await {
@@ -76,7 +96,17 @@ async fn read_along(fill: &Fill, mut reader: FillReader, lease: &RegionalLease) 
             Ok(None) => break PartsEnd::Whole,
             Err(_) => break PartsEnd::Cut,
         }
-        if shown.bytes_total > SHOWN_BYTES_MAX {
+        if fill.is_too_large() {
+            // Who came before reads on to the end; nobody else is to wait for what will not be shared.
+            if !announced {
+                announced = true;
+                lease.announce_uncacheable().await;
+            }
+            if shown.state == Showing::NotYet || shown.bytes_total > SHOWN_BYTES_MAX {
+                break PartsEnd::Cut;
+            }
+        }
+        if is_purged() {
             break PartsEnd::Cut;
         }
         // What is there already goes into the same message.
@@ -87,7 +117,7 @@ async fn read_along(fill: &Fill, mut reader: FillReader, lease: &RegionalLease) 
         }
         shown.send(PartsEnd::Open).await?;
     };
-    shown.send(end).await?;
+    shown.send_last(end).await?;
     Ok(end)
 }
 
@@ -95,6 +125,8 @@ async fn read_along(fill: &Fill, mut reader: FillReader, lease: &RegionalLease) 
 struct Shown<'a> {
     lease: &'a RegionalLease,
     state: Showing,
+    /// As the region counts.
+    sent: usize,
     unsent: Vec<Bytes>,
     unsent_bytes: usize,
     bytes_total: u64,
@@ -104,7 +136,6 @@ struct Shown<'a> {
 enum Showing {
     NotYet,
     Begun,
-    /// The region did not answer.
     Over,
 }
 
@@ -127,19 +158,39 @@ impl Shown<'_> {
         }
     }
 
-    async fn send(&mut self, end: PartsEnd) -> Result<(), Lost> {
+    /// True when it arrived. What did not goes with what comes next.
+    async fn send(&mut self, end: PartsEnd) -> Result<bool, Lost> {
         if self.state != Showing::Begun {
-            return Ok(());
+            return Ok(true);
         }
-        self.unsent_bytes = 0;
-        match self.lease.push(&Parts { parts: std::mem::take(&mut self.unsent), end }).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Lost),
-            Err(Unavailable) => {
+        let parts = Parts { parts: std::mem::take(&mut self.unsent), end };
+        match self.lease.push(self.sent, &parts).await {
+            Ok(Pushed::There(sent)) => {
+                (self.sent, self.unsent_bytes) = (sent, 0);
+                Ok(true)
+            }
+            Ok(Pushed::LockLost) => Err(Lost),
+            // Those who read along are cut. It is stored all the same when it is whole.
+            Ok(Pushed::PartsLost) => {
                 self.state = Showing::Over;
-                Ok(())
+                Ok(true)
+            }
+            Err(Unavailable) => {
+                self.unsent = parts.parts;
+                Ok(false)
             }
         }
+    }
+
+    /// Without the end, all who read along would be cut.
+    async fn send_last(&mut self, end: PartsEnd) -> Result<(), Lost> {
+        for _ in 0..LAST_TRIES {
+            if self.send(end).await? {
+                return Ok(());
+            }
+            sleep(LAST_PAUSE).await;
+        }
+        Ok(())
     }
 }
 

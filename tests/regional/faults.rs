@@ -25,7 +25,7 @@ async fn unavailable(node: &Node) -> Vec<(&'static str, Duration)> {
     check!("renew", node.renew(&LEASE));
     check!("commit", node.commit(&LEASE, &packed(b"x", &[])));
     check!("release", node.release(&LEASE, Some(Word::Uncacheable)));
-    check!("push", node.push(&LEASE, &Parts { parts: vec![], end: PartsEnd::Open }));
+    check!("push", node.push(&LEASE, 0, &Parts { parts: vec![], end: PartsEnd::Open }));
     check!("pull", node.pull(&SLOT, &LEASE.token, 0));
     check!("look", node.look(&SLOT));
     times

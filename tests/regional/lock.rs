@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use perigee::cache::purge::{Epoch, Mode, Scope};
-use perigee::lock::region::{Ask, Committed, Parts, PartsEnd, Region, Sought, Unavailable, Word};
+use perigee::lock::region::{Ask, Committed, Parts, PartsEnd, Pushed, Region, Sought, Unavailable, Word};
 use tokio::time::timeout;
 
 use crate::node::{NOW, Node, SLOT, ask, eventually, packed};
@@ -93,8 +93,8 @@ async fn only_the_holder_stores_and_releases() {
     assert_eq!(node.commit(&lost, &packed(b"late", &[])).await, Ok(Committed::Lost), "somebody has it");
     assert_eq!(node.release(&lost, Some(Word::Uncacheable)).await, Ok(()));
     assert_eq!(
-        node.push(&lost, &Parts { parts: vec!["x".into()], end: PartsEnd::Open }).await,
-        Ok(false),
+        node.push(&lost, 0, &Parts { parts: vec!["x".into()], end: PartsEnd::Open }).await,
+        Ok(Pushed::LockLost),
         "it is not shown either"
     );
     assert_eq!(text(&node.seek(&ask(SLOT)).await), "held false", "no word, no parts, and the lock is where it was");
@@ -189,22 +189,24 @@ async fn parts_are_read_along_and_after() {
     let server = Server::start(&[]);
     let (a, b) = (Node::of(&server, "a/1").await, Node::of(&server, "b/1").await);
     let lease = a.win(SLOT).await;
-    let push = async |parts: &[&'static str], end| {
+    let push = async |from, parts: &[&'static str], end| {
         let parts = parts.iter().map(|part| Bytes::from_static(part.as_bytes())).collect();
-        a.push(&lease, &Parts { parts, end }).await
+        a.push(&lease, from, &Parts { parts, end }).await
     };
     let pull = async |from| {
         let parts = b.pull(&SLOT, &lease.token, from).await.expect("answered");
         (parts.parts.iter().map(|part| String::from_utf8_lossy(part).into_owned()).collect::<String>(), parts.end)
     };
     assert_eq!(pull(0).await, (String::new(), PartsEnd::Cut), "there is nothing yet");
-    assert_eq!(push(&[], PartsEnd::Open).await, Ok(true));
+    assert_eq!(push(0, &[], PartsEnd::Open).await, Ok(Pushed::There(0)));
     assert_eq!(text(&b.seek(&ask(SLOT)).await), "held true");
     assert_eq!(pull(0).await, (String::new(), PartsEnd::Open));
-    assert_eq!(push(&["a", "b"], PartsEnd::Open).await, Ok(true));
+    assert_eq!(push(0, &["a"], PartsEnd::Open).await, Ok(Pushed::There(1)));
+    assert_eq!(push(0, &["a", "b"], PartsEnd::Open).await, Ok(Pushed::There(2)), "what is there does not come twice");
+    assert_eq!(push(3, &["d"], PartsEnd::Open).await, Ok(Pushed::PartsLost), "there would be a hole");
     assert_eq!(pull(0).await, ("ab".into(), PartsEnd::Open));
     assert_eq!(pull(1).await, ("b".into(), PartsEnd::Open));
-    assert_eq!(push(&["c"], PartsEnd::Whole).await, Ok(true));
+    assert_eq!(push(2, &["c"], PartsEnd::Whole).await, Ok(Pushed::There(4)));
     assert_eq!(a.commit(&lease, &packed(b"abc", &[])).await, Ok(Committed::Stored));
     assert_eq!(pull(2).await, ("c".into(), PartsEnd::Whole), "after the commit");
     assert_eq!(pull(3).await, (String::new(), PartsEnd::Whole));
@@ -216,7 +218,7 @@ async fn parts_are_read_along_and_after() {
     let next = a.win(SLOT).await;
     assert_eq!(text(&b.seek(&ask(SLOT)).await), "held false");
     let other = Parts { parts: vec!["z".into()], end: PartsEnd::Open };
-    assert_eq!(a.push(&next, &other).await, Ok(true));
+    assert_eq!(a.push(&next, 0, &other).await, Ok(Pushed::There(1)));
     assert_eq!(pull(0).await, (String::new(), PartsEnd::Cut));
     assert_eq!(b.pull(&SLOT, &next.token, 0).await.expect("answered").end, PartsEnd::Open);
     let _: () = server.command(&["DEL", &key("lock")]);
@@ -232,7 +234,8 @@ async fn large_parts_are_read_in_pieces() {
     let data: Vec<u8> = (0..1_500_000).map(|i| (i % 253) as u8).collect();
     let parts =
         vec![Bytes::copy_from_slice(&data[..1_000_000]), Bytes::new(), Bytes::copy_from_slice(&data[1_000_000..])];
-    assert_eq!(node.push(&lease, &Parts { parts, end: PartsEnd::Whole }).await, Ok(true));
+    let pushed = node.push(&lease, 0, &Parts { parts, end: PartsEnd::Whole }).await;
+    assert_eq!(pushed, Ok(Pushed::There(4 + 2 + 1)), "in pieces of 256 KiB, and the end");
     let (mut read, mut from) = (Vec::<u8>::new(), 0);
     loop {
         let parts = node.pull(&SLOT, &lease.token, from).await.expect("answered");
@@ -258,7 +261,7 @@ async fn a_message_wakes_those_who_were_told_to_wait() {
         assert_eq!(text(&b.seek(&ask(SLOT)).await), "held false");
         match turn {
             0 => a.release(&lease, None).await.expect("answered"),
-            1 => _ = a.push(&lease, &Parts { parts: vec!["x".into()], end: PartsEnd::Open }).await,
+            1 => _ = a.push(&lease, 0, &Parts { parts: vec!["x".into()], end: PartsEnd::Open }).await,
             _ => _ = a.commit(&lease, &packed(b"x", &[])).await,
         }
         timeout(Duration::from_millis(50), message).await.expect("woken");
@@ -301,7 +304,7 @@ async fn every_key_that_grows_in_number_has_a_time_to_live() {
     a.purge(&[Scope::tag("a")], Mode::Delete, Epoch(0)).await.expect("answered");
     let lease = a.win(SLOT).await;
     b.seek(&ask(SLOT)).await.expect("answered");
-    a.push(&lease, &Parts { parts: vec!["x".into()], end: PartsEnd::Open }).await.expect("answered");
+    a.push(&lease, 0, &Parts { parts: vec!["x".into()], end: PartsEnd::Open }).await.expect("answered");
     a.commit(&a.win([1; 16]).await, &packed(b"x", &[])).await.expect("answered");
     a.release(&a.win([2; 16]).await, Some(Word::Uncacheable)).await.expect("answered");
     eventually("told", || server.command::<bool>(&["EXISTS", "perigee:{test}:members"])).await;

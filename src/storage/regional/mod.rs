@@ -38,7 +38,7 @@ pub use self::purge_log::{Ack, Sink};
 use self::scripts::{Call, Keys};
 use crate::cache::purge::{self, Epoch, Scope};
 use crate::lock::region::{
-    Ask, Committed, LEASE, Lease, Packed, Parts, PartsEnd, Region, Sought, Token, Unavailable, Word,
+    Ask, Committed, LEASE, Lease, Packed, Parts, PartsEnd, Pushed, Region, Sought, Token, Unavailable, Word,
 };
 use crate::storage::memory::Slot;
 
@@ -174,6 +174,11 @@ impl Redis {
         self.log.acknowledged(epoch, within).await
     }
 
+    /// A purge that was ordered before this process came, and that the region may not have.
+    pub fn owe(&self, scopes: &[Scope], mode: purge::Mode) {
+        self.log.owe(scopes, mode);
+    }
+
     /// Names the log that is read. To be kept, and given to the next process together with the sink's position.
     pub fn log_id(&self) -> Option<String> {
         self.log.id()
@@ -292,7 +297,11 @@ impl Region for Redis {
 
     async fn renew(&self, lease: &Lease) -> Result<bool, Unavailable> {
         let key = self.slot_keys(&lease.slot);
-        let call = scripts::RENEW.call(&[&key("lock")]).arg(hex(&lease.token.0).as_bytes()).number(ms(LEASE));
+        let call = scripts::RENEW
+            .call(&[&key("lock"), &key("parts")])
+            .arg(hex(&lease.token.0).as_bytes())
+            .number(ms(LEASE))
+            .number(ms(PARTS_KEPT));
         self.done(call, Lane::Small).await
     }
 
@@ -324,14 +333,15 @@ impl Region for Redis {
         self.done(release(&self.keys, &lease.slot, &lease.token, word), Lane::Small).await.map(|_| ())
     }
 
-    async fn push(&self, lease: &Lease, parts: &Parts) -> Result<bool, Unavailable> {
+    async fn push(&self, lease: &Lease, from: usize, parts: &Parts) -> Result<Pushed, Unavailable> {
         let key = self.slot_keys(&lease.slot);
         let mut call = scripts::PUSH
             .call(&[&key("lock"), &key("parts"), &key("waits")])
             .arg(hex(&lease.token.0).as_bytes())
             .arg(hex(&lease.slot).as_bytes())
             .arg(self.keys.channel.as_bytes())
-            .number(ms(PARTS_KEPT));
+            .number(ms(PARTS_KEPT))
+            .number(from as u64);
         for part in &parts.parts {
             // So that a reader never has to read more at once. Where a part ends means nothing.
             let mut rest = part.clone();
@@ -346,7 +356,24 @@ impl Region for Redis {
             PartsEnd::Cut => call.arg(b"x"),
         };
         let lane = Lane::of(call.bytes);
-        self.done(call, lane).await
+        match self.link.call(call, lane).await? {
+            Value::Int(-1) => Ok(Pushed::LockLost),
+            Value::Int(-2) => Ok(Pushed::PartsLost),
+            Value::Int(there) => usize::try_from(there).map(Pushed::There).map_err(|_| Unavailable),
+            _ => Err(Unavailable),
+        }
+    }
+
+    async fn announce_uncacheable(&self, lease: &Lease) -> Result<(), Unavailable> {
+        let key = self.slot_keys(&lease.slot);
+        let call = scripts::ANNOUNCE
+            .call(&[&key("lock"), &key("word"), &key("entry"), &key("waits")])
+            .arg(hex(&lease.token.0).as_bytes())
+            .arg(&text_of(Word::Uncacheable))
+            .number(ms(UNCACHEABLE))
+            .arg(hex(&lease.slot).as_bytes())
+            .arg(self.keys.channel.as_bytes());
+        self.done(call, Lane::Small).await.map(|_| ())
     }
 
     async fn pull(&self, slot: &Slot, token: &Token, from: usize) -> Result<Parts, Unavailable> {

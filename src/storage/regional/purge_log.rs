@@ -61,6 +61,9 @@ pub trait Sink: Send + Sync + 'static {
     fn lost(&self, from: Epoch);
 
     fn position(&self) -> Epoch;
+
+    /// The log was read to its end for the first time in a session.
+    fn joined(&self) {}
 }
 
 /// Whether a member took a purge in time, and after how long it was known.
@@ -88,8 +91,10 @@ pub struct Log {
 struct Read {
     /// Which log it was.
     log: Option<String>,
-    /// The last record. Behind the sink's position only while what was left by a loss is read.
+    /// The last record. Behind the sink's position at the beginning, and while what was left by a loss is read.
     up_to: Epoch,
+    /// What is read was left by a loss, up to the sink's position.
+    lost: bool,
 }
 
 /// What a look at the log shows.
@@ -108,12 +113,19 @@ impl Log {
         known_log: Option<String>,
         sink: Arc<dyn Sink>,
     ) -> Log {
-        let read = Read { log: known_log, up_to: sink.position() };
+        // All of it is read again, whatever the position: entries of the region may be older than what this node remembers of its purges.
+        let read = Read { log: known_log, up_to: Epoch::default(), lost: false };
         Log { link, keys, member, sink, news: Arc::default(), issued: Mutex::default(), read: Mutex::new(read) }
     }
 
     pub fn id(&self) -> Option<String> {
         self.read.lock().log.clone()
+    }
+
+    pub fn owe(&self, scopes: &[Scope], mode: Mode) {
+        let mut issued = self.issued.lock();
+        let number = issued.begin(scopes, mode, Epoch::default());
+        issued.failed(number);
     }
 
     pub fn queued(&self) -> usize {
@@ -248,6 +260,7 @@ impl Log {
             }
             if !is_ready {
                 is_ready = true;
+                self.sink.joined();
                 ready();
             }
             if self.queued() > 0 {
@@ -297,7 +310,9 @@ impl Log {
         }
         self.read.lock().log = Some(page.log);
         for (epoch, scopes, mode) in &page.records {
-            self.sink.purged(&Purge { epoch: (*epoch).max(self.sink.position()), scopes: scopes.clone(), mode: *mode });
+            let lost = self.read.lock().lost;
+            let epoch_taken = if lost { (*epoch).max(self.sink.position()) } else { *epoch };
+            self.sink.purged(&Purge { epoch: epoch_taken, scopes: scopes.clone(), mode: *mode });
             self.read.lock().up_to = *epoch;
         }
         Ok(page.records.is_empty())
@@ -312,7 +327,7 @@ impl Log {
             return None;
         }
         let up_to = if same { read.up_to.min(page.last) } else { Epoch::default() };
-        Some(Read { log: Some(page.log.clone()), up_to })
+        Some(Read { log: Some(page.log.clone()), up_to, lost: true })
     }
 
     /// Gives the log what it should have of us: purges that did not arrive, and those that it lost.

@@ -140,8 +140,8 @@ impl Keys {
     }
 }
 
-pub fn all() -> [&'static Script; 12] {
-    [&SEEK, &RENEW, &COMMIT, &RELEASE, &PUSH, &PULL, &LOOK, &PURGE, &MISSING, &TAIL, &MEMBERS, &LEAVE]
+pub fn all() -> [&'static Script; 13] {
+    [&SEEK, &RENEW, &COMMIT, &RELEASE, &PUSH, &ANNOUNCE, &PULL, &LOOK, &PURGE, &MISSING, &TAIL, &MEMBERS, &LEAVE]
 }
 
 /// KEYS word entry lock waits fence purges parts
@@ -150,9 +150,6 @@ pub static SEEK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "seek",
         r#"
-local word = redis.call('GET', KEYS[1])
-if word then return {'word', word, redis.call('PTTL', KEYS[1])} end
-
 -- What is too large goes by its size, and is fetched over another connection.
 local function data()
   local size = redis.call('HSTRLEN', KEYS[2], 'data')
@@ -165,6 +162,9 @@ local now = tonumber(ARGV[4])
 if younger and (tonumber(entry[2]) > now or (ARGV[6] == '1' and tonumber(entry[3]) > now)) then
   return {'entry', data()}
 end
+-- After the entry: what failed a moment ago may be there and stale, and will do.
+local word = redis.call('GET', KEYS[1])
+if word then return {'word', word, redis.call('PTTL', KEYS[1])} end
 
 local lock = redis.call('GET', KEYS[3])
 if lock then
@@ -180,13 +180,15 @@ return {'won', fence, last[1] and last[1][1] or '0-0', younger and data()}
     )
 });
 
-/// KEYS lock; ARGV token lease_ms
+/// KEYS lock parts; ARGV token lease_ms parts_ms
 pub static RENEW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "renew",
         r#"
 local lock = redis.call('GET', KEYS[1])
 if not lock or lock:sub(1, 32) ~= ARGV[1] then return 0 end
+-- An origin may pause for longer than parts are kept.
+if redis.call('LINDEX', KEYS[2], 0) == ARGV[1] then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 "#,
     )
@@ -254,20 +256,40 @@ return 1
     )
 });
 
-/// KEYS lock parts waits; ARGV token slot channel parts_ms element…
+/// KEYS lock parts waits; ARGV token slot channel parts_ms from element…
 pub static PUSH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "push",
         r#"
 local lock = redis.call('GET', KEYS[1])
-if not lock or lock:sub(1, 32) ~= ARGV[1] then return 0 end
+if not lock or lock:sub(1, 32) ~= ARGV[1] then return -1 end
+local from = tonumber(ARGV[5])
 if redis.call('LINDEX', KEYS[2], 0) ~= ARGV[1] then
+  if from > 0 then return -2 end
   redis.call('DEL', KEYS[2])
   redis.call('RPUSH', KEYS[2], ARGV[1])
 end
-for i = 5, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
+-- A push whose answer was lost comes again: what it brought then is there.
+local there = redis.call('LLEN', KEYS[2]) - 1
+if there < from then return -2 end
+for i = 6 + there - from, #ARGV do redis.call('RPUSH', KEYS[2], ARGV[i]) end
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
 if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('PUBLISH', ARGV[3], ARGV[2]) end
+return redis.call('LLEN', KEYS[2]) - 1
+"#,
+    )
+});
+
+/// KEYS lock word entry waits; ARGV token word word_ms slot channel
+pub static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "announce",
+        r#"
+local lock = redis.call('GET', KEYS[1])
+if not lock or lock:sub(1, 32) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+redis.call('DEL', KEYS[3])
+if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('PUBLISH', ARGV[5], ARGV[4]) end
 return 1
 "#,
     )

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::cache::purge::{Epoch, Mode, Scope};
-use crate::lock::region::{Ask, Committed, Lease, Packed, Parts, Region, Sought, Token, Unavailable, Word};
+use crate::lock::region::{Ask, Committed, Lease, Packed, Parts, Pushed, Region, Sought, Token, Unavailable, Word};
 use crate::storage::memory::Slot;
 use crate::store::{Op, Reply};
 use crate::world::{Collapsing, Log, World};
@@ -144,9 +144,16 @@ pub struct Network(pub Arc<Link>);
 
 impl Region for Network {
     async fn seek(&self, ask: &Ask) -> Result<Sought, Unavailable> {
-        match self.0.call(Op::Seek(*ask)).await? {
-            Reply::Sought(sought) => Ok(sought),
-            _ => Err(Unavailable),
+        match self.0.call(Op::Seek(*ask)).await {
+            Ok(Reply::Sought(sought)) => Ok(sought),
+            Ok(_) => Err(Unavailable),
+            Err(Unavailable) => {
+                // As the real one does: a lock that may have been won without anybody knowing is given back.
+                let (link, lease) =
+                    (self.0.clone(), Lease { slot: ask.slot, token: ask.token, fence: 0, epoch: Epoch(0) });
+                tokio::spawn(async move { link.call(Op::Release(lease, None)).await });
+                Err(Unavailable)
+            }
         }
     }
 
@@ -168,8 +175,12 @@ impl Region for Network {
         self.0.call(Op::Release(*lease, word)).await.map(|_| ())
     }
 
-    async fn push(&self, lease: &Lease, parts: &Parts) -> Result<bool, Unavailable> {
-        match self.0.call(Op::Push(*lease, parts.clone())).await? {
+    async fn announce_uncacheable(&self, lease: &Lease) -> Result<(), Unavailable> {
+        self.0.call(Op::Announce(*lease)).await.map(|_| ())
+    }
+
+    async fn push(&self, lease: &Lease, from: usize, parts: &Parts) -> Result<Pushed, Unavailable> {
+        match self.0.call(Op::Push(*lease, from, parts.clone())).await? {
             Reply::Pushed(pushed) => Ok(pushed),
             _ => Err(Unavailable),
         }

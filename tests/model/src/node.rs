@@ -13,7 +13,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cache::purge::{Epoch, Judged, Marks, Mode, Purge, Scope};
-use crate::lock::region::{Ask, Collapsed, Following, Holding, Judgement, Parts, PartsEnd, Token, Word, collapse};
+use crate::lock::region::{
+    Ask, Collapsed, Following, Holding, Judgement, Parts, PartsEnd, Pushed, Token, Word, collapse,
+};
 use crate::network::{Link, Network, OPERATION};
 use crate::page::{Page, number, scopes};
 use crate::storage::memory::Slot;
@@ -464,17 +466,29 @@ impl Node {
         let stale_until_ms = fresh_until_ms + stale_ms;
         let page = Page { slot, created_ms, fresh_until_ms, stale_until_ms, began, rendering: call.rendering };
         let mut shown = lease.filter(|_| chance(origin.streamed));
-        if let Some(lease) = shown
-            && lease.push(&Parts { parts: vec![page.head()], end: PartsEnd::Open }).await != Ok(true)
-        {
-            // What came later would be taken for what comes first.
-            shown = None;
+        let (mut sent, mut unsent) = (0, vec![page.head()]);
+        if let Some(lease) = shown {
+            match lease.push(0, &Parts { parts: unsent.clone(), end: PartsEnd::Open }).await {
+                Ok(Pushed::There(there)) => {
+                    sent = there;
+                    unsent.clear();
+                }
+                Ok(_) => shown = None,
+                // It goes with what comes next.
+                Err(_) => {}
+            }
         }
         sleep(time / 2).await;
         self.link.moves().await;
         if let Some(lease) = shown {
-            // Not arrived: those who read along will see it as cut.
-            let _ = lease.push(&Parts { parts: vec!["body".into()], end: PartsEnd::Whole }).await;
+            unsent.push("body".into());
+            let last = Parts { parts: unsent, end: PartsEnd::Whole };
+            for _ in 0..20 {
+                if lease.push(sent, &last).await.is_ok() {
+                    break;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
         }
         Fetched::Page(page)
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::purge::{Epoch, Mode, Purge, Scope};
-use super::region::{Ask, Committed, LEASE, Lease, Packed, Parts, PartsEnd, Sought, Token, Word};
+use super::region::{Ask, Committed, LEASE, Lease, Packed, Parts, PartsEnd, Pushed, Sought, Token, Word};
 use super::storage::memory::Slot;
 
 /// For how long it is known that somebody waits.
@@ -27,7 +27,8 @@ pub enum Op {
     Renew(Lease),
     Commit(Lease, Packed),
     Release(Lease, Option<Word>),
-    Push(Lease, Parts),
+    Push(Lease, usize, Parts),
+    Announce(Lease),
     Pull { slot: Slot, token: Token, from: usize },
     Purge { scopes: Vec<Scope>, mode: Mode, at_least: Epoch },
 }
@@ -38,7 +39,8 @@ pub enum Reply {
     Renewed(bool),
     Committed(Committed),
     Released,
-    Pushed(bool),
+    Pushed(Pushed),
+    Announced,
     Parts(Parts),
     Purged(Epoch),
 }
@@ -93,6 +95,8 @@ struct Arriving {
     token: Token,
     parts: Vec<Bytes>,
     end: PartsEnd,
+    /// How many came, the end and what came after it included.
+    there: usize,
     until: u64,
 }
 
@@ -116,23 +120,30 @@ impl Store {
                 (Reply::Committed(committed), tell.then_some(lease.slot))
             }
             Op::Release(lease, word) => (Reply::Released, self.release(lease, word, now).then_some(lease.slot)),
-            Op::Push(lease, parts) => {
-                let pushed = self.push(lease, parts, now);
-                let waited = self.waits.get(&lease.slot).is_some_and(|until| now < *until);
-                (Reply::Pushed(pushed), (pushed && waited).then_some(lease.slot))
+            Op::Push(lease, from, parts) => {
+                let pushed = self.push(lease, *from, parts, now);
+                let is_there = matches!(pushed, Pushed::There(_));
+                (Reply::Pushed(pushed), (is_there && self.is_waited_for(&lease.slot, now)).then_some(lease.slot))
+            }
+            Op::Announce(lease) => {
+                let announced = self.is_held_by(&lease.slot, &lease.token, now);
+                if announced && !self.flaws.forgets_words {
+                    self.words.insert(lease.slot, (Word::Uncacheable, now + UNCACHEABLE_HOLDS));
+                    self.entries.remove(&lease.slot);
+                }
+                (Reply::Announced, (announced && self.is_waited_for(&lease.slot, now)).then_some(lease.slot))
             }
             Op::Pull { slot, token, from } => (Reply::Parts(self.pull(slot, token, *from, now)), None),
             Op::Purge { scopes, mode, at_least } => (Reply::Purged(self.purge(scopes, *mode, *at_least, now)), None),
         }
     }
 
+    fn is_waited_for(&self, slot: &Slot, now: u64) -> bool {
+        self.waits.get(slot).is_some_and(|until| now < *until)
+    }
+
     fn seek(&mut self, ask: &Ask, now: u64) -> Sought {
         let slot = &ask.slot;
-        if let Some((word, until)) = self.words.get(slot)
-            && now < *until
-        {
-            return Sought::Word(word.clone(), Duration::from_millis(until - now));
-        }
         let younger = self.entries.get(slot).filter(|entry| now < entry.until && entry.created > ask.have_ms);
         if let Some(entry) = younger
             && (entry.fresh > ask.now_ms
@@ -140,6 +151,12 @@ impl Store {
                 || self.flaws.serves_expired)
         {
             return Sought::Entry(entry.data.clone());
+        }
+        let stale = younger.map(|entry| entry.data.clone());
+        if let Some((word, until)) = self.words.get(slot)
+            && now < *until
+        {
+            return Sought::Word(word.clone(), Duration::from_millis(until - now));
         }
         if let Some(lock) = self.lock(slot, now)
             && !self.flaws.locks_nobody_out
@@ -150,7 +167,6 @@ impl Store {
             self.waits.insert(*slot, now + WAITS);
             return Sought::Held { left, arriving };
         }
-        let stale = younger.map(|entry| entry.data.clone());
         self.fence += 1;
         self.locks.insert(*slot, Lock { token: ask.token, until: now + ms(LEASE) });
         let lease = Lease { slot: *slot, token: ask.token, fence: self.fence, epoch: self.last_purge() };
@@ -162,6 +178,12 @@ impl Store {
             return false;
         }
         self.locks.insert(lease.slot, Lock { token: lease.token, until: now + ms(LEASE) });
+        if let Some(arriving) = self.parts.get_mut(&lease.slot)
+            && arriving.token == lease.token
+            && now < arriving.until
+        {
+            arriving.until = now + PARTS_KEPT;
+        }
         true
     }
 
@@ -219,21 +241,35 @@ impl Store {
         waited
     }
 
-    fn push(&mut self, lease: &Lease, pushed: &Parts, now: u64) -> bool {
+    fn push(&mut self, lease: &Lease, from: usize, pushed: &Parts, now: u64) -> Pushed {
         if !self.is_held_by(&lease.slot, &lease.token, now) {
-            return false;
+            return Pushed::LockLost;
+        }
+        let is_there = self.parts.get(&lease.slot).is_some_and(|there| there.token == lease.token && now < there.until);
+        if !is_there {
+            if from > 0 {
+                return Pushed::PartsLost;
+            }
+            self.parts.insert(lease.slot, Arriving::of(lease.token));
         }
         let arriving = self.parts.entry(lease.slot).or_insert_with(|| Arriving::of(lease.token));
-        if arriving.token != lease.token || arriving.until <= now {
-            *arriving = Arriving::of(lease.token);
+        if arriving.there < from {
+            return Pushed::PartsLost;
         }
-        // What comes after the end is not seen, and what is empty is no part.
-        if arriving.end == PartsEnd::Open {
-            arriving.parts.extend(pushed.parts.iter().filter(|part| !part.is_empty()).cloned());
-            arriving.end = pushed.end;
+        // What is empty is no part; the end counts as one.
+        let parts = pushed.parts.iter().filter(|part| !part.is_empty()).cloned().map(Some);
+        let end = (pushed.end != PartsEnd::Open).then_some(None);
+        for part in parts.chain(end).skip(arriving.there - from) {
+            arriving.there += 1;
+            // What comes after the end is not seen.
+            match part {
+                _ if arriving.end != PartsEnd::Open => {}
+                Some(part) => arriving.parts.push(part),
+                None => arriving.end = pushed.end,
+            }
         }
         arriving.until = now + PARTS_KEPT;
-        true
+        Pushed::There(arriving.there)
     }
 
     fn pull(&mut self, slot: &Slot, token: &Token, from: usize, now: u64) -> Parts {
@@ -294,7 +330,7 @@ impl Store {
 
 impl Arriving {
     fn of(token: Token) -> Arriving {
-        Arriving { token, parts: Vec::new(), end: PartsEnd::Open, until: 0 }
+        Arriving { token, parts: Vec::new(), end: PartsEnd::Open, there: 0, until: 0 }
     }
 }
 

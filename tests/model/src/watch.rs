@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::cache::purge::{Epoch, Scope};
-use crate::lock::region::{Committed, LEASE, Sought, Token, Word};
+use crate::lock::region::{Committed, LEASE, Pushed, Sought, Token, Word};
 use crate::page::{Page, number, scopes};
 use crate::storage::memory::Slot;
 use crate::store::{Op, Reply};
@@ -116,7 +116,9 @@ impl Watch {
                 self.count.words += u64::from(matches!(word, Some(Word::Uncacheable | Word::Failed(_))));
                 self.holders.remove(&lease.slot);
             }
-            (Op::Push(lease, _), Reply::Pushed(true)) => self.must_hold(&lease.slot, &lease.token, "pushed", now),
+            (Op::Push(lease, ..), Reply::Pushed(Pushed::There(_))) => {
+                self.must_hold(&lease.slot, &lease.token, "pushed", now)
+            }
             (Op::Purge { scopes, .. }, Reply::Purged(epoch)) => {
                 if self.purges.last().is_some_and(|last| last.epoch >= *epoch) {
                     self.violated(now, "the log of purges went back".into());

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cache::purge::{Epoch, Mode, Purge, Scope};
-use crate::lock::region::{LEASE, Sought};
+use crate::lock::region::{LEASE, Pushed, Sought};
 use crate::node::Node;
 use crate::page::{scopes, slot};
 use crate::storage::memory::Slot;
@@ -388,7 +388,8 @@ fn note(trace: &mut DefaultHasher, now: u64, node: usize, op: &Op, reply: &Reply
         Op::Renew(lease) => (1, lease.slot, lease.token.0),
         Op::Commit(lease, _) => (2, lease.slot, lease.token.0),
         Op::Release(lease, _) => (3, lease.slot, lease.token.0),
-        Op::Push(lease, _) => (4, lease.slot, lease.token.0),
+        Op::Push(lease, ..) => (4, lease.slot, lease.token.0),
+        Op::Announce(lease) => (7, lease.slot, lease.token.0),
         Op::Pull { slot, token, .. } => (5, *slot, token.0),
         Op::Purge { scopes, .. } => (6, scopes[0].0, [0; 16]),
     };
@@ -397,7 +398,9 @@ fn note(trace: &mut DefaultHasher, now: u64, node: usize, op: &Op, reply: &Reply
         Reply::Sought(Sought::Word(_, left)) => 1_000 + left.as_millis() as u64,
         Reply::Sought(Sought::Won { lease, .. }) => lease.fence,
         Reply::Sought(Sought::Held { left, .. }) => 2_000_000 + left.as_millis() as u64,
-        Reply::Renewed(done) | Reply::Pushed(done) => u64::from(*done),
+        Reply::Renewed(done) => u64::from(*done),
+        Reply::Pushed(pushed) => u64::from(matches!(pushed, Pushed::There(_))),
+        Reply::Announced => 8,
         Reply::Committed(committed) => *committed as u64,
         Reply::Released => 0,
         Reply::Parts(parts) => parts.parts.len() as u64,
