@@ -81,13 +81,14 @@ impl Edge {
         self.tiers.close(CLOSED_WITHIN).await;
     }
 
-    /// Takes in, soon after, what other processes of the node purged.
+    /// Takes in, soon after, what other processes of the node purged, and notes which log of the region is read.
     pub async fn follow_purges(self: Arc<Edge>) {
         let mut ticks = tokio::time::interval(PURGES_LOOKED_FOR);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             self.tiers.purges.read_file();
+            self.tiers.note_region().await;
         }
     }
 
@@ -98,7 +99,6 @@ impl Edge {
             ticks.tick().await;
             self.functions.tick();
             self.lock.0.table.sweep(Instant::now());
-            self.tiers.note_region().await;
         }
     }
 }

@@ -279,9 +279,12 @@ impl Tiers {
         }
     }
 
-    /// Once a second: writes down which log of the region is read.
+    /// Writes down which log of the region is read, if that is another one than before.
     pub async fn note_region(&self) {
-        let Some(name) = self.region.as_ref().map(|region| region.log_id()) else { return };
+        let Some(name) = self.region.as_ref().and_then(|region| region.log_id()) else { return };
+        if self.purges.known_log().as_ref() == Some(&name) {
+            return;
+        }
         let purges = self.purges.clone();
         let _ = tokio::task::spawn_blocking(move || purges.note_log(name)).await;
     }

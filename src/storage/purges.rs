@@ -108,8 +108,8 @@ impl Purges {
     }
 
     /// Writes down which log is read now, if it is another one. Blocks for a small file.
-    pub fn note_log(&self, name: Option<String>) {
-        let (Some(file), Some(name)) = (&self.file, name) else { return };
+    pub fn note_log(&self, name: String) {
+        let Some(file) = &self.file else { return };
         let mut known = file.known_log.lock();
         if known.as_ref() == Some(&name) {
             return;

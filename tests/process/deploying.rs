@@ -193,7 +193,7 @@ async fn a_url_is_purged_and_explained() {
     check("/api/swr", "n1", "STALE").await;
     eventually("it is refreshed behind", async || server.get("site.test", "/api/swr").await.text() == "n2").await;
     let nothing = server.run(&["purge", "--url", "http://site.test/api/n?never=asked"]).succeeded();
-    assert_eq!(nothing.stdout, "test-a: 0 purged\n");
+    assert_eq!(nothing.stdout, "test-a: purged (0 ms)\n");
     server.run(&["purge", "--all", "--delete"]).succeeded();
     check("/a.txt", "a", "MISS").await;
     server.run(&["purge", "--url", "nonsense"]).failed(&["nonsense"]);

@@ -141,18 +141,18 @@ async fn a_log_that_is_emptied_under_a_connection_is_a_loss_once() {
 }
 
 #[tokio::test]
-async fn a_node_that_starts_again_goes_on_where_it_was() {
+async fn a_node_that_starts_again_reads_the_log_again_and_sees_what_it_missed() {
     let server = Server::start(&[]);
     let a = Node::of(&server, "a/1").await;
     let epoch = a.purge(&scopes(&["a"]), Mode::Delete, Epoch(0)).await.expect("answered");
     let log = a.log_id();
     for (known_log, position, losses, read) in [
-        (log.clone(), epoch, 0, 0),
+        (log.clone(), epoch, 0, 1),
         (log.clone(), Epoch(0), 0, 1),
         (None, Epoch(0), 0, 1),
         (None, epoch, 1, 1),
         (Some("another".into()), epoch, 1, 1),
-        (log, Epoch::new(epoch.ms() + 60_000, 0), 1, 0),
+        (log, Epoch::new(epoch.ms() + 60_000, 0), 1, 1),
     ] {
         let sink = Arc::new(Recorder { position: position.0.into(), ..Recorder::default() });
         let b = Node::start(address(&server), "b/1", known_log.clone(), sink);
