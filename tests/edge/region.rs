@@ -103,12 +103,15 @@ impl Region {
 }
 
 async fn node(origin: &Origin, yaml: &str) -> Node {
-    let dir = Arc::new(tempfile::tempdir().expect("a folder"));
+    node_in(origin, &Arc::new(tempfile::tempdir().expect("a folder")), yaml).await
+}
+
+async fn node_in(origin: &Origin, dir: &Arc<tempfile::TempDir>, yaml: &str) -> Node {
     let yaml = format!(
         "{yaml}\ndeployments:\n  - upstream: http://{}\n    name: shop\n    aliases: [shop.test]\n",
         origin.address
     );
-    Node::start_in(dir, &yaml).await
+    Node::start_in(dir.clone(), &yaml).await
 }
 
 fn status(answer: &Answer) -> &str {
@@ -493,4 +496,159 @@ async fn waiters_outlive_a_node_that_fetches_and_dies() {
     assert!(answers.iter().all(|answer| (answer.status, answer.text().as_str()) == (200, "hello")));
     assert!(took > Duration::from_millis(1_500), "they waited for the one that is dead: {took:?}");
     assert_eq!(region.origin.calls("/a"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_pauses_cuts_nobody_who_reads_along() {
+    let region = Region::of(2).await;
+    let gate = Gate::default();
+    region.origin.on("/a", Reply::cached("first second", "s-maxage=60").framing(Framing::Chunked).held_midway(&gate));
+    let mut leader = region.nodes[0].begin(SHOP, "/a").await;
+    leader.until("first").await;
+    let mut follower = region.nodes[1].begin(SHOP, "/a").await;
+    follower.until("first").await;
+    region.redis.stop();
+    let late = region.late();
+    until("somebody was not answered", || region.late() > late + 1).await;
+    gate.open();
+    region.redis.go_on();
+    for answer in [leader.finish().await, follower.finish().await] {
+        assert_eq!((answer.complete, answer.text().as_str()), (true, "first second"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_that_failed_at_other_nodes_hides_no_stale_entry() {
+    let region = Region::of(3).await;
+    region.origin.on("/a", Reply::cached("old", "s-maxage=10, stale-while-revalidate"));
+    region.nodes[0].get(SHOP, "/a").await;
+    region.settled("/a").await;
+    assert_eq!(region.nodes[1].get(SHOP, "/a").await.cache(), "HIT");
+    region.advance(20);
+    region.origin.on("/a", Reply::ok("broken").status(500).after(100));
+    for node in &region.nodes[..2] {
+        assert_eq!(node.get(SHOP, "/a").await.cache(), "STALE");
+    }
+    for node in &region.nodes {
+        node.idle().await;
+    }
+    let there = region.nodes[2].get(SHOP, "/a").await;
+    assert_eq!((there.status, there.cache(), there.text().as_str()), (200, "STALE", "old"), "{}", status(&there));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_its_node_waits_leaves_no_lock_behind() {
+    let region = Region::of(2).await;
+    region.origin.on("/a", Reply::cached("x", "s-maxage=60"));
+    let slot = region.nodes[0].key("http://shop.test/a").0;
+    let hex: String = slot.iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = format!("perigee:{{sfo1}}:lock:{hex}");
+    let _: String = region.redis.command(&["SET", &key, &format!("{}:1:other/1", "0".repeat(32)), "PX", "60000"]);
+    let leaving = region.nodes[0].begin(SHOP, "/a").await;
+    let table = &region.nodes[0].edge.lock.0.table;
+    until("it waits", || table.waiting(&slot) == Some(1)).await;
+    drop(leaving);
+    until("it is gone", || table.waiting(&slot) == Some(0)).await;
+    let _: u64 = region.redis.command(&["DEL", &key]);
+    let began = Instant::now();
+    assert_eq!(region.nodes[1].get(SHOP, "/a").await.text(), "x");
+    assert!(began.elapsed() < Duration::from_secs(2), "nobody had to wait for a lock of nobody: {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_a_purge_meets_stays_collapsed() {
+    let region = Region::of(2).await;
+    let (first, second) = (Gate::default(), Gate::default());
+    region.origin.on("/a", Reply::cached("old", "s-maxage=60").held(&first));
+    let purge = async {
+        until("the call", || region.origin.calls("/a") == 1).await;
+        region.origin.on("/a", Reply::cached("new", "s-maxage=60").held(&second));
+        region.order(1, Scope::ALL, Mode::Delete).await;
+        first.open();
+        until("it is fetched again", || region.origin.calls("/a") > 1).await;
+        second.open();
+    };
+    let answers = tokio::join!(region.burst(40, "/a"), purge).0;
+    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    assert!(answers.iter().filter(|answer| answer.text() == "old").count() <= 40, "nobody shares what was purged");
+    assert!(region.origin.calls("/a") <= 4, "{}", region.origin.calls("/a"));
+}
+
+// Restarts.
+
+/// A region whose nodes keep what they know on disk.
+const KEPT: &str = "cache: {regional: {redis: \"{redis}\"}}";
+
+impl Region {
+    /// Ends a node in an orderly way; its folder is for its successor.
+    async fn end(&mut self, at: usize) -> Arc<tempfile::TempDir> {
+        let node = self.nodes.remove(at);
+        node.idle().await;
+        // What it knows of the region is written down within moments.
+        let purges = &node.edge.tiers.purges;
+        let region = node.edge.tiers.region.as_ref().expect("a region");
+        until("the log is noted", || purges.known_log() == region.log_id()).await;
+        node.edge.tiers.close(Duration::from_secs(2)).await;
+        node.dir.clone()
+    }
+
+    async fn start_again(&mut self, dir: &Arc<tempfile::TempDir>) {
+        let yaml = KEPT.replace("{redis}", &self.redis.url());
+        self.nodes.push(node_in(&self.origin, dir, &yaml).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delete_that_the_region_could_not_be_told_outlives_a_restart() {
+    let mut region = Region::with(2, KEPT).await;
+    region.origin.on("/a", Reply::cached("old", "s-maxage=600").field("cache-tag", "t"));
+    region.burst(1, "/a").await;
+    region.settled("/a").await;
+    let lost = region.nodes[0].edge.tiers.region.clone().expect("a region");
+    region.redis.stop();
+    until("the region is lost", || !lost.state().connected).await;
+    assert!(region.order(0, Scope::tag("t"), Mode::Delete).await.is_empty());
+    region.origin.on("/a", Reply::cached("new", "s-maxage=600").field("cache-tag", "t"));
+    let dir = region.end(0).await;
+    region.redis.go_on();
+    region.start_again(&dir).await;
+    region.is_whole().await;
+    for node in &region.nodes {
+        eventually("the node knows of the delete", async || node.get(SHOP, "/a").await.text() == "new").await;
+    }
+    assert_eq!(region.nodes[1].get(SHOP, "/a").await.text(), "new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_away_while_its_store_was_lost_serves_nothing_from_before() {
+    let mut region = Region::with(2, KEPT).await;
+    region.origin.on("/a", Reply::cached("old", "s-maxage=600").field("cache-tag", "t"));
+    region.burst(1, "/a").await;
+    region.settled("/a").await;
+    let dir = region.end(0).await;
+    region.order(0, Scope::tag("t"), Mode::Delete).await;
+    region.origin.on("/a", Reply::cached("new", "s-maxage=600").field("cache-tag", "t"));
+    drop(region.end(0).await);
+    region.redis.kill();
+    region.redis.resume_from_nothing();
+    region.start_again(&dir).await;
+    region.is_whole().await;
+    assert_eq!(region.nodes[0].get(SHOP, "/a").await.text(), "new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_without_its_store_caches_what_was_once_purged() {
+    let mut region = Region::with(1, KEPT).await;
+    region.origin.on("/a", Reply::cached("x", "s-maxage=60"));
+    region.order(0, Scope::ALL, Mode::Invalidate).await;
+    let dir = region.end(0).await;
+    region.redis.kill();
+    region.start_again(&dir).await;
+    region.nodes[0].get(SHOP, "/a").await;
+    region.nodes[0].idle().await;
+    assert_eq!(region.nodes[0].get(SHOP, "/a").await.cache(), "HIT");
+    region.redis.resume_from_nothing();
+    region.is_whole().await;
+    eventually("it caches with an empty store, too", async || region.nodes[0].get(SHOP, "/a").await.cache() == "HIT")
+        .await;
 }

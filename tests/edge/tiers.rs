@@ -242,3 +242,26 @@ async fn a_waiter_whose_client_went_away_stops_waiting() {
     assert_eq!(waiters.remove(0).finish().await.text(), "hello");
     assert_eq!(origin.calls("/a"), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_variant_whose_first_one_was_evicted_is_fetched_once_more_and_cached() {
+    let origin = Origin::start().await;
+    let dir = Arc::new(tempfile::tempdir().expect("a folder"));
+    origin.on("/b", Reply::cached("two", "s-maxage=60").field("vary", "accept-language"));
+    let before = process(&origin, &dir, "").await;
+    for language in ["de", "fr"] {
+        before.get_with(SHOP, "/b", &[("accept-language", language)]).await;
+    }
+    stored(&before, "/b").await;
+    let disk = before.edge.tiers.node.clone().expect("a disk");
+    disk.remove(&before.key("http://shop.test/b").0).expect("removed");
+    drop(before);
+    let after = process(&origin, &dir, "").await;
+    after.get_with(SHOP, "/b", &[("accept-language", "de")]).await;
+    after.get_with(SHOP, "/b", &[("accept-language", "fr")]).await;
+    after.idle().await;
+    for language in ["de", "fr"] {
+        assert_eq!(after.get_with(SHOP, "/b", &[("accept-language", language)]).await.cache(), "HIT", "{language}");
+    }
+    assert_eq!(origin.calls("/b"), 4);
+}
