@@ -27,7 +27,7 @@ use crate::cache::purge::Judged;
 use crate::lock::region::{Committed, Packed, Parts, PartsEnd, Pushed, Unavailable, Word};
 
 /// Most responses are whole by then, and are sent once.
-const SHOW_AFTER: Duration = Duration::from_millis(20);
+const SHOW_AFTER: Duration = Duration::from_millis(10);
 /// What is put together into one message.
 const PART_BYTES: usize = 64 * 1024;
 /// A response that turns out too large to be stored is shown up to here to those who read it along already; then they see it as cut.
