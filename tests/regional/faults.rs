@@ -32,6 +32,7 @@ async fn unavailable(node: &Node) -> Vec<(&'static str, Duration)> {
 }
 
 #[tokio::test]
+#[ignore = "measures times, and so runs alone: make slow"]
 async fn a_server_that_hangs_costs_one_deadline_and_then_nothing() {
     let server = Server::start(&[]);
     let node = Arc::new(Node::of(&server, "a/1").await);
@@ -60,6 +61,7 @@ async fn a_server_that_hangs_costs_one_deadline_and_then_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "measures times, and so runs alone: make slow"]
 async fn many_at_once_to_a_server_that_hangs_all_end_in_time() {
     let server = Server::start(&[]);
     let node = Node::of(&server, "a/1").await;
@@ -80,7 +82,7 @@ async fn many_at_once_to_a_server_that_hangs_all_end_in_time() {
     }
     println!("10,000 ended within {:?}", began.elapsed());
     // Making ten thousand tasks and asking is in it, in a build for debugging.
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert!(node.state().operations < 4_096 + 100, "more than are under way at once are turned away");
     server.go_on();
     node.is_connected().await;
@@ -88,6 +90,7 @@ async fn many_at_once_to_a_server_that_hangs_all_end_in_time() {
 }
 
 #[tokio::test]
+#[ignore = "measures times, and so runs alone: make slow"]
 async fn a_server_that_comes_later_is_found() {
     let mut server = Server::prepare(&[]);
     let node = Node::start(address(&server), "a/1", None, Arc::default());
@@ -104,6 +107,7 @@ async fn a_server_that_comes_later_is_found() {
 }
 
 #[tokio::test]
+#[ignore = "measures times, and so runs alone: make slow"]
 async fn a_server_that_is_killed_is_lost_at_once() {
     let mut server = Server::start(&[]);
     let node = Node::of(&server, "a/1").await;
@@ -122,6 +126,7 @@ async fn a_server_that_is_killed_is_lost_at_once() {
 }
 
 #[tokio::test]
+#[ignore = "measures times, and so runs alone: make slow"]
 async fn a_server_that_flaps_never_costs_more_than_a_deadline() {
     let mut server = Server::start(&[]);
     let node = Node::of(&server, "a/1").await;
@@ -155,6 +160,7 @@ async fn a_server_that_flaps_never_costs_more_than_a_deadline() {
 }
 
 #[tokio::test]
+#[ignore = "measures times, and so runs alone: make slow"]
 async fn a_server_that_may_not_be_written_to_is_not_used() {
     let server = Server::start(&[]);
     let node = Node::of(&server, "a/1").await;
@@ -167,6 +173,7 @@ async fn a_server_that_may_not_be_written_to_is_not_used() {
 }
 
 #[tokio::test]
+#[ignore = "measures times, and so runs alone: make slow"]
 async fn memory_that_is_full_makes_it_unavailable_and_nothing_else() {
     let server = Server::start(&[]);
     let node = Node::of(&server, "a/1").await;

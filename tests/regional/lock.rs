@@ -264,7 +264,7 @@ async fn a_message_wakes_those_who_were_told_to_wait() {
             1 => _ = a.push(&lease, 0, &Parts { parts: vec!["x".into()], end: PartsEnd::Open }).await,
             _ => _ = a.commit(&lease, &packed(b"x", &[])).await,
         }
-        timeout(Duration::from_millis(50), message).await.expect("woken");
+        timeout(Duration::from_secs(5), message).await.expect("woken");
         let _ = a.release(&lease, None).await;
         let _: () = server.command(&["DEL", &key("parts")]);
     }

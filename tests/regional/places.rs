@@ -25,7 +25,7 @@ async fn works(a: &Node, b: &Node) {
     assert!(matches!(b.seek(&ask(slot)).await, Ok(Sought::Held { .. })));
     let data = vec![b'x'; 1 << 20];
     assert_eq!(a.commit(&lease, &packed(&data, &[Scope::tag("x")])).await, Ok(Committed::Stored));
-    tokio::time::timeout(Duration::from_millis(200), message).await.expect("woken");
+    tokio::time::timeout(Duration::from_secs(5), message).await.expect("woken");
     assert!(matches!(b.seek(&ask(slot)).await, Ok(Sought::Entry(entry)) if entry == data));
     let epoch = a.purge(&[Scope::tag("x")], PurgeMode::Delete, Epoch(0)).await.expect("answered");
     let acks = a.acknowledged(epoch, Duration::from_secs(1)).await;

