@@ -14,6 +14,7 @@
 //! - *A log can be lost* (restarted empty, failed over to a replica that was behind, cut off at the front). A node that notices writes a
 //!   mark, a record without scopes, and counts all that began before it as invalidated. The mark moves the log's end, so that what is
 //!   fetched from then on has a position that counts as later, whatever the new server's clock says.
+//! - *A process that starts reads the log from its beginning*: entries of the region may be older than what its node remembers.
 //! - *What is read after a loss is taken at the mark*, not at its own position: no record is given an epoch below the node's position.
 
 use std::sync::Arc;
@@ -54,7 +55,7 @@ const LOOKS_MS: [u64; 4] = [1, 2, 4, 8];
 
 /// Where the purges of a region go on this node. Called in order, by one task.
 pub trait Sink: Send + Sync + 'static {
-    /// The position is that of the purge from now on.
+    /// The position is that of the purge from now on, unless it is further: a process that starts is told all of the log again.
     fn purged(&self, purge: &Purge);
 
     /// Purges may have been missed: what began before `from` counts as invalidated. The position is `from` from now on.
@@ -304,7 +305,7 @@ impl Log {
             *self.read.lock() = read;
             return Ok(false);
         }
-        if self.read.lock().up_to == Epoch::default() && page.floor > Epoch::default() {
+        if self.sink.position() == Epoch::default() && page.floor > Epoch::default() {
             // A node that is new here cannot know what was purged before the log begins.
             self.sink.purged(&Purge { epoch: page.floor, scopes: vec![Scope::ALL], mode: Mode::Invalidate });
         }
