@@ -35,7 +35,11 @@ test: tools ## All fast tests; installs what they need
 slow: tools ## Tests that take minutes: real processes with a real Redis, kills, stops, floods (SLOW_SECONDS=20 per fault)
 	@scripts/tools.sh slow
 	$(CARGO) test --profile slow --locked --test slow --test regional -- --ignored --test-threads=1 --nocapture
-	cd tests/model && $(CARGO) test --release
+	cd tests/model && $(CARGO) test --release --locked
+
+.PHONY: scale
+scale: ## A model of 20 regions with 50 nodes each: origin calls with two levels of collapsing, with one, with none
+	cd tests/model && $(CARGO) run --release --locked --bin scale
 
 .PHONY: bench
 bench: build ## Beside nginx and Varnish, in one run: CPU per cached hit (ROUNDS=7, SECONDS_EACH=3), then crowds (bench-collapse)
