@@ -23,10 +23,9 @@ const CLIENTS_PER_NODE: usize = 2;
 const PACE: u32 = 40;
 /// Nothing is served for longer after its purge, when the store is there.
 const PURGED_WITHIN: Duration = Duration::from_secs(5);
-/// What a store that is away or slow may cost a hit (p99), …
+/// What a store that is away or slow may cost a hit. Held against the median: the p99 of a few thousand requests on a busy machine is its
+/// scheduler's, and is printed to be read.
 const COST_MAX: Duration = Duration::from_millis(1);
-/// … and what the p99 of a few thousand requests varies by on a busy machine.
-const NOISE: Duration = Duration::from_millis(10);
 
 /// What the origin says now, by tag: raised just before each purge.
 type Versions = Arc<[AtomicU64; TAGS]>;
@@ -236,7 +235,7 @@ fn judge(
     );
     assert!(late.is_empty(), "{name}: old too late: {:#?}", &late[..late.len().min(10)]);
     assert!(seen.told.len() > 100 && hits_bad.count > 50, "there was a load");
-    assert!(hits_bad.p99 <= hits_well.p99 + COST_MAX + NOISE, "{name}: hits noticed: {hits_well}; {hits_bad}");
+    assert!(hits_bad.p50 <= hits_well.p50 + COST_MAX, "{name}: hits noticed: {hits_well}; {hits_bad}");
 }
 
 fn versions() -> Versions {
