@@ -5,8 +5,8 @@
 //!   order ──▶ stream of the region ──▶ every process of every node: marks of the region, acknowledged; and the file, for a restart
 //!         └─▶ file of the node ──────▶ every process of the node: marks of the node             (a node without a region)
 //! ```
-//! A node that was away reads on from where it stopped. If the stream does not reach back that far, or is another one, everything that
-//! began before counts as invalidated: slower, never wrong.
+//! A node that was away is told what it missed. If the stream does not reach back that far, or is another one, everything that began
+//! before counts as invalidated, or as deleted if this process was not there meanwhile: slower, never wrong.
 //!
 //! While the region is out of reach a purge holds on this node at once, in the node's own log, and is given to the region when it is back.
 
@@ -114,11 +114,15 @@ impl Purges {
         if known.as_ref() == Some(&name) {
             return;
         }
-        // Not written: the next process takes the log for another one, which is the safe side.
         let fresh = file.region_log.with_extension("new");
-        if fs::write(&fresh, &name).and_then(|()| fs::rename(&fresh, &file.region_log)).is_ok() {
-            *known = Some(name);
+        if let Err(error) = fs::write(&fresh, &name).and_then(|()| fs::rename(&fresh, &file.region_log)) {
+            // Once: the next process takes the log for another one, which is the safe side.
+            log::warn!(
+                "{}: {error}; after a restart the cache on disk will be fetched again",
+                file.region_log.display()
+            );
         }
+        *known = Some(name);
     }
 
     /// What the region may not have of this node's orders.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   reading ── whole within SHOW_AFTER ───────────────────▶ commit: the lock of the region goes back
-//!      │ slower, or larger than SHOW_BYTES                     ▲ lost or purged: it leaves this node as well
+//!      │ slower                                                ▲ lost or purged: it leaves this node as well
 //!      ▼                                                       │
 //!   showing, part by part as they come ── whole ───────────────┘
 //!      ├ cut ──▶ the parts end as cut
@@ -106,7 +106,8 @@ async fn read_along(
                 break PartsEnd::Cut;
             }
         }
-        if is_purged() {
+        // Nobody is to wait for it any more. But who reads it along has its first bytes, and gets the last.
+        if shown.state == Showing::NotYet && is_purged() {
             break PartsEnd::Cut;
         }
         // What is there already goes into the same message.

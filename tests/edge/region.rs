@@ -518,6 +518,26 @@ async fn a_store_that_pauses_cuts_nobody_who_reads_along() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_in_mid_body_cuts_nobody_and_is_served_to_nobody_else() {
+    let region = Region::of(2).await;
+    let gate = Gate::default();
+    region.origin.on("/a", Reply::cached("first second", "s-maxage=60").framing(Framing::Chunked).held_midway(&gate));
+    let mut leader = region.nodes[0].begin(SHOP, "/a").await;
+    leader.until("first").await;
+    let mut follower = region.nodes[1].begin(SHOP, "/a").await;
+    follower.until("first").await;
+    region.order(1, Scope::ALL, Mode::Delete).await;
+    region.origin.on("/a", Reply::cached("new", "s-maxage=60"));
+    gate.open();
+    for answer in [leader.finish().await, follower.finish().await] {
+        assert_eq!((answer.complete, answer.text().as_str()), (true, "first second"));
+    }
+    for node in &region.nodes {
+        assert_eq!(node.get(SHOP, "/a").await.text(), "new");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refresh_that_failed_at_other_nodes_hides_no_stale_entry() {
     let region = Region::of(3).await;
     region.origin.on("/a", Reply::cached("old", "s-maxage=10, stale-while-revalidate"));
