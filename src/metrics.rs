@@ -65,9 +65,9 @@ pub struct Metrics {
     pub lock_given_up: Counter,
     pub lock_clients_gone: Counter,
     hits: [Counter; Tier::ALL.len()],
-    tier_read_bytes: [Counter; Tier::ALL.len()],
-    tier_bytes: [Gauge; Tier::ALL.len()],
-    tier_entries: [Gauge; Tier::ALL.len()],
+    tier_read_bytes: Labelled<Counter>,
+    tier_bytes: Labelled<Gauge>,
+    tier_entries: Labelled<Gauge>,
     pub node_writable: Gauge,
     pub node_dropped: Gauge,
     pub node_corrupt: Gauge,
@@ -130,13 +130,13 @@ impl Default for Metrics {
         );
         let hits: Family<Vec<(&'static str, &'static str)>, Counter> =
             row!(Family::default(), "cache_hits", "Requests answered from a tier of the cache, stale answers included");
-        let read_bytes: Family<Vec<(&'static str, &'static str)>, Counter> = row!(
+        let read_bytes: Family<Vec<(&'static str, &'static str)>, Counter> =
+            row!(Family::default(), "cache_read_bytes", "Body bytes read into memory from a tier below it");
+        let bytes: Family<Vec<(&'static str, &'static str)>, Gauge> = row!(
             Family::default(),
-            "cache_read_bytes",
-            "Body bytes read from a tier into memory, or from memory to clients"
+            "cache_bytes",
+            "Bytes held by a tier of the cache; what the region holds is its store's to say"
         );
-        let bytes: Family<Vec<(&'static str, &'static str)>, Gauge> =
-            row!(Family::default(), "cache_bytes", "Bytes held by a tier of the cache");
         let entries: Family<Vec<(&'static str, &'static str)>, Gauge> =
             row!(Family::default(), "cache_entries", "Responses held by a tier of the cache");
         Metrics {
@@ -174,9 +174,9 @@ impl Default for Metrics {
                 "Requests that stopped waiting because their client went away"
             ),
             hits: by_tier(&hits),
-            tier_read_bytes: by_tier(&read_bytes),
-            tier_bytes: by_tier_now(&bytes),
-            tier_entries: by_tier_now(&entries),
+            tier_read_bytes: read_bytes,
+            tier_bytes: bytes,
+            tier_entries: entries,
             node_writable: row!(
                 Gauge::default(),
                 "cache_node_writable",
@@ -258,10 +258,6 @@ fn by_tier(family: &Labelled<Counter>) -> [Counter; Tier::ALL.len()] {
     Tier::ALL.map(|tier| family.get_or_create_owned(&vec![("tier", tier.as_str())]))
 }
 
-fn by_tier_now(family: &Labelled<Gauge>) -> [Gauge; Tier::ALL.len()] {
-    Tier::ALL.map(|tier| family.get_or_create_owned(&vec![("tier", tier.as_str())]))
-}
-
 impl Metrics {
     /// Requests that another one's fetch answered.
     pub fn collapsed(&self, level: Level, kind: Kind, requests: usize) {
@@ -288,12 +284,13 @@ impl Metrics {
             Source::Region | Source::Neighbour => Tier::Regional,
             Source::Origin => Tier::Memory,
         };
-        self.tier_read_bytes[tier as usize].inc_by(body_bytes as u64);
+        self.tier_read_bytes.get_or_create_owned(&vec![("tier", tier.as_str())]).inc_by(body_bytes as u64);
     }
 
     pub fn tier_holds(&self, tier: Tier, bytes: u64, entries: u64) {
-        self.tier_bytes[tier as usize].set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.tier_entries[tier as usize].set(i64::try_from(entries).unwrap_or(i64::MAX));
+        let label = vec![("tier", tier.as_str())];
+        self.tier_bytes.get_or_create_owned(&label).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.tier_entries.get_or_create_owned(&label).set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     /// An operation on the store of the region.
